@@ -1,0 +1,62 @@
+"""The command line. `main` is the console script; each module beside this one holds one family of commands."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import click
+
+_COMMANDS = {
+    # name -> (module, attribute); modules are imported when used, so that `trivium --help` is instant
+    "up": ("up", "up"),
+    "down": ("up", "down"),
+    "status": ("status", "status"),
+    "doctor": ("doctor", "doctor"),
+    "bucket": ("bucket", "bucket"),
+    "object": ("object", "object_group"),
+    "mount": ("mount", "mount"),
+    "umount": ("mount", "umount"),
+    "volume": ("volume", "volume"),
+    "nbd": ("nbd", "nbd"),
+    "drive": ("drive", "drive"),
+    "heal": ("drive", "heal"),
+    "fsck": ("fsck", "fsck"),
+    "credential": ("credential", "credential"),
+    "metadata": ("metadata", "metadata"),
+}
+
+
+class LazyGroup(click.Group):
+    """Commands by name, imported on first use."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module, attribute = _COMMANDS[cmd_name]
+        command: Any = getattr(importlib.import_module(f"trivium.admin.cli.{module}"), attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+
+@click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="trivium", message="trivium %(version)s")
+def main() -> None:
+    """One erasure-coded pool of plain drives, reached as files, blocks and buckets.
+
+    \b
+    Begin:      trivium up                       a pool of six drives (4+2), S3 on 127.0.0.1:9000
+    Files:      trivium mount /mnt/t             the pool as a file system
+    Blocks:     trivium volume create disk 10G   a thin volume; then: trivium nbd serve --socket /tmp/t.sock
+    Buckets:    trivium credential show --env    for aws, boto3, s3cmd, rclone
+    Look:       trivium status                   what is wrong, what is at risk
+
+    Client commands find the pool by --connect DIR, else $TRIVIUM_CONNECT, else ~/.local/share/trivium.
+    """
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+# Everything a developer does, one word each. `make demo` and `make test` work on a fresh Debian 12 machine
+# (root or sudo, package registries): they install what is missing and say so.
+PY := .venv/bin/python
+BIN := .venv/bin
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+.PHONY: help setup setup-test demo test up bench soak lint lock clean
+help:           ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
+
+setup:          ## install what running needs
+	@deploy/setup run
+
+setup-test:     ## install what the demo and the tests need
+	@deploy/setup test
+
+demo: setup-test ## the main job end to end on an embedded pool, with real clients
+	$(PY) deploy/demo.py
+
+test: setup-test ## every test that has no soak in its name (under 12 minutes on 2 cores)
+	$(PY) -m pytest tests
+
+up: setup       ## run a pool in ./data (Ctrl-C stops it)
+	$(BIN)/trivium up --data data
+
+bench: setup-test ## one JSON object: every face against the local disk in one run
+	@$(PY) -m bench
+
+soak: setup-test ## long runs that add up: a ledger in .soak/ keeps the rounds and seeds done (ROUNDS=200)
+	$(PY) -m tests.soak --rounds $(or $(ROUNDS),200)
+
+lint: setup-test ## ruff, mypy strict, layers
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+lock:           ## write requirements.lock anew from pyproject.toml
+	.venv/bin/uv pip compile --quiet --all-extras --no-header --no-annotate --no-emit-index-url pyproject.toml -o requirements.lock
+
+clean:
+	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

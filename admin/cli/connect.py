@@ -1,0 +1,102 @@
+"""How client commands find a pool and talk to it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import trio
+
+from trivium.admin.datadir import DataDir, default_data_dir
+from trivium.admin.errors import CommandError, unreachable
+from trivium.cluster.errors import ClusterError, Unavailable
+from trivium.metadata.messages import MetadataError
+
+F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
+
+
+def connect_option(function: F) -> F:
+    """Adds --connect; the command receives `data: DataDir`."""
+
+    def chosen(_ctx: click.Context, _param: click.Parameter, value: Path | None) -> DataDir:
+        return DataDir((value or default_data_dir()).absolute())
+
+    return click.option(
+        "--connect",
+        "data",
+        envvar="TRIVIUM_CONNECT",
+        type=click.Path(path_type=Path, file_okay=False),
+        callback=chosen,
+        metavar="DIR",
+        help="Data directory of the pool [env: TRIVIUM_CONNECT; default: ~/.local/share/trivium].",
+    )(function)
+
+
+def run(function: Callable[..., Awaitable[T]], *args: Any) -> T:
+    """Run an async command; the pool's errors become sentences and exit statuses."""
+    try:
+        return trio.run(function, *args)
+    except BaseException as error:
+        found = _first_leaf(error)
+        if isinstance(found, MetadataError):
+            raise CommandError(found.text or found.code) from None
+        if isinstance(found, Unavailable):
+            raise CommandError(str(found), 3) from None
+        if isinstance(found, ClusterError | CommandError):
+            raise (found if isinstance(found, CommandError) else CommandError(str(found))) from None
+        if isinstance(found, KeyboardInterrupt):
+            raise click.Abort from None
+        raise
+
+
+def _first_leaf(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+async def admin_call(data: DataDir, command: str, **arguments: Any) -> Any:
+    """One operator's command to the pool at `data`; needs no session."""
+    from trivium.cluster.transport.unix import UnixConnection
+    from trivium.cluster.wire import Service
+    from trivium.metadata import messages
+
+    if not data.socket.exists():
+        raise unreachable(data.path)
+    connection = UnixConnection(str(data.socket))
+    try:
+        try:
+            reply = await connection.request(Service.METADATA, messages.encode(messages.Admin(command, arguments)))
+        except Unavailable:
+            raise unreachable(data.path) from None
+    finally:
+        with trio.CancelScope(shield=True):
+            await connection.aclose()
+    answer = messages.decode_answer(reply.body)
+    if isinstance(answer, messages.Failed):
+        raise MetadataError(answer.code, answer.text)
+    assert isinstance(answer, messages.AdminAnswer)
+    return answer.value
+
+
+def parse_size(text: str) -> int:
+    """Bytes of "10G", "512M", "4096". Units are powers of 1,024."""
+    units = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40, "p": 1 << 50}
+    cleaned = text.strip().lower().removesuffix("ib").removesuffix("b")
+    number, unit = (cleaned[:-1], cleaned[-1]) if cleaned and cleaned[-1].isalpha() else (cleaned, "")
+    try:
+        return int(float(number) * units[unit])
+    except (ValueError, KeyError, OverflowError):
+        raise click.BadParameter(f"{text!r} is no size: write for example 512M, 10G or 1T") from None
+
+
+def show_size(size: float) -> str:
+    """A size for people: 1.5 GiB."""
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if abs(size) < 1024 or unit == "TiB":
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    raise AssertionError
