@@ -1,0 +1,100 @@
+"""trivium metadata: look into a copy of the metadata with SQL. Nothing here can change the pool."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import click
+
+from trivium.admin.cli.connect import admin_call, connect_option, run
+from trivium.admin.datadir import DataDir
+from trivium.admin.errors import CommandError
+
+
+@click.group()
+def metadata() -> None:
+    """Query, describe and export a snapshot of the metadata; dump it onto the drives."""
+
+
+async def _copy(data: DataDir, target: str) -> None:
+    await admin_call(data, "metadata_copy", path=target)
+
+
+@metadata.command("query")
+@click.argument("sql")
+@click.option("--csv", "as_csv", is_flag=True, help="CSV instead of JSON lines.")
+@connect_option
+def query(sql: str, as_csv: bool, data: DataDir) -> None:
+    """Run SQL (SELECT) on a snapshot of the metadata."""
+    import csv
+    import sqlite3
+
+    import sqlite_utils
+
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "metadata.db"
+        run(_copy, data, str(path))
+        database = sqlite_utils.Database(path)
+        try:
+            rows = database.query(sql)
+            if as_csv:
+                writer = csv.writer(sys.stdout)
+                for number, row in enumerate(rows):
+                    if number == 0:
+                        writer.writerow(row)
+                    writer.writerow(row.values())
+            else:
+                for row in rows:
+                    click.echo(json.dumps(row, default=lambda value: value.hex() if isinstance(value, bytes) else str(value)))
+        except sqlite3.Error as error:
+            raise CommandError(f"SQLite says: {error}") from None
+        finally:
+            database.conn.close()
+
+
+@metadata.command("tables")
+def tables() -> None:
+    """Print the schema; each column is documented there."""
+    from trivium.metadata.schema import TABLES
+
+    click.echo(TABLES.strip())
+
+
+@metadata.command("export")
+@click.argument("path", type=click.Path(path_type=Path, dir_okay=False))
+@connect_option
+def export(path: Path, data: DataDir) -> None:
+    """Write a snapshot of the metadata to the SQLite file PATH (mode 0600: it holds secrets)."""
+    if path.exists():
+        raise CommandError(f"{path} exists: name a new file.")
+    run(_copy, data, str(path.absolute()))
+    click.echo(f"exported to {path}")
+
+
+@metadata.command("dump")
+@connect_option
+def dump(data: DataDir) -> None:
+    """Write a dump onto the drives now (one is written by itself as the log grows)."""
+
+    async def work() -> dict[str, int]:
+        found: dict[str, int] = await admin_call(data, "dump")
+        return found
+
+    answer = run(work)
+    click.echo(f"dumped up to record {answer['seq']}: {answer['size']} bytes")
+
+
+@metadata.command("digest")
+@connect_option
+def digest(data: DataDir) -> None:
+    """Print seq and logical digest (rows in key order): equal on every true copy."""
+
+    async def work() -> dict[str, str]:
+        found: dict[str, str] = await admin_call(data, "digest")
+        return found
+
+    answer = run(work)
+    click.echo(f"{answer['seq']} {answer['digest']}")
