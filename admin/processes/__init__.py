@@ -1,0 +1,1 @@
+"""One composition root per process: here, and only here, object graphs are built."""
