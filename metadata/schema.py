@@ -20,7 +20,7 @@ CHUNK_COLUMNS: tuple[tuple[str, str, str], ...] = (
 
 TABLES = """
 CREATE TABLE counters (           -- ids are taken from here, never from rowids
-  name TEXT NOT NULL PRIMARY KEY, -- inode, content, dirent, blob, group, volume, pool, segment, map
+  name TEXT NOT NULL PRIMARY KEY, -- inode, content, dirent, blob, part, upload, group, volume, snapshot, pool, segment, map
   value INTEGER NOT NULL          -- the last one given
 ) WITHOUT ROWID;
 
@@ -135,12 +135,15 @@ CREATE TABLE inodes (
   ctime INTEGER NOT NULL,
   btime INTEGER NOT NULL,
   version INTEGER NOT NULL,       -- grows with each change of contents
-  content INTEGER NOT NULL,       -- extents are keyed by it; 0 = none
+  content INTEGER NOT NULL,       -- extents are keyed by it; 0 = none; one that several inodes name is immutable
   cut INTEGER NOT NULL,           -- a staged truncate: extents beyond it are invisible; -1 = none
   parent INTEGER NOT NULL,        -- of a directory; 0 otherwise
   explicit INTEGER NOT NULL,      -- a directory: 1 = listed as `dir/`, 0 = implied by a PUT
   target BLOB NOT NULL            -- of a symbolic link
 ) WITHOUT ROWID;
+CREATE INDEX inodes_content ON inodes (content) WHERE content != 0;
+CREATE INDEX inodes_cut ON inodes (ino) WHERE cut >= 0;
+CREATE INDEX inodes_unlinked ON inodes (ino) WHERE nlink = 0;
 
 CREATE TABLE dirents (
   parent INTEGER NOT NULL,
@@ -161,23 +164,33 @@ CREATE TABLE xattrs (
 ) WITHOUT ROWID;
 
 -- ---- contents ----------------------------------------------------------------------------------------------
-CREATE TABLE contents (           -- how many inodes (clones share) and uploads name a content: derived, for fsck
+CREATE TABLE contents (           -- of contents with inline extents: hints for the compactor
   content INTEGER NOT NULL PRIMARY KEY,
-  inline_count INTEGER NOT NULL,  -- a hint for the compactor
-  inline_bytes INTEGER NOT NULL
+  inline_count INTEGER NOT NULL,  -- extents that lie in blobs
+  inline_bytes INTEGER NOT NULL   -- and the bytes that they cover
 ) WITHOUT ROWID;
-CREATE INDEX contents_inline ON contents (inline_bytes) WHERE inline_bytes > 0;
+CREATE INDEX contents_inline ON contents (inline_count, inline_bytes);
+
+CREATE TABLE doomed (             -- contents (or parts) that nothing names any more; extents go in bounded steps
+  content INTEGER NOT NULL,
+  part INTEGER NOT NULL,          -- -1 = all of the content
+  PRIMARY KEY (content, part)
+) WITHOUT ROWID;
 
 CREATE TABLE parts (              -- of a multipart object: where each part begins in the whole
   content INTEGER NOT NULL,
-  part INTEGER NOT NULL,          -- plain files have part 0 and no row here
+  part INTEGER NOT NULL,          -- key of its extents, from `counters`, never again; plain files: 0 and no row here
+  number INTEGER NOT NULL,        -- 1 to 10,000, as the client numbered it
   start INTEGER NOT NULL,         -- -1 until the upload is completed
   length INTEGER NOT NULL,
+  used INTEGER NOT NULL,          -- bytes that its extents cover
   etag TEXT NOT NULL,
   checksum TEXT NOT NULL,
   mtime INTEGER NOT NULL,
   PRIMARY KEY (content, part)
 ) WITHOUT ROWID;
+CREATE INDEX parts_number ON parts (content, number);
+CREATE INDEX parts_start ON parts (content, start);
 
 CREATE TABLE extents (
   content INTEGER NOT NULL,
@@ -227,7 +240,7 @@ CREATE TABLE uploads (
   created INTEGER NOT NULL,
   owner TEXT NOT NULL,
   meta BLOB NOT NULL,             -- messages.ObjectMeta
-  done BLOB NOT NULL,             -- the answer once it is completed (kept a while, so that a retry is answered)
+  done BLOB NOT NULL,             -- the answer (ObjectInfo) once it is completed, kept a while for retries; content 0
   PRIMARY KEY (bucket, key, id)
 ) WITHOUT ROWID;
 
