@@ -77,7 +77,9 @@ class DataDir:
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
-            raise CommandError(f"cannot read {self.cluster_file}: {error}. Restore it, or choose another --data.") from None
+            raise CommandError(
+                f"cannot read {self.cluster_file}: {error}. Restore it, or choose another --data."
+            ) from None
         if fields.get("format", 0) > FORMAT:
             raise CommandError(
                 f"{self.path} was written by a newer trivium (format {fields['format']}, this one knows {FORMAT}): "
@@ -110,7 +112,9 @@ class DataDir:
         if old is not None and not old.forming:
             raise AssertionError("a formed directory is never formed again")
         if old is None and self.path.exists() and (left := self.foreign_entries()):
-            raise CommandError(f"{self.path} is not empty ({', '.join(left[:3])} ...) and holds no pool: choose an empty --data.")
+            raise CommandError(
+                f"{self.path} is not empty ({', '.join(left[:3])} ...) and holds no pool: choose an empty --data."
+            )
         for directory, mode in ((self.path, 0o700), (self.keys, 0o700), (self.metadata, 0o700), (self.run, 0o700)):
             directory.mkdir(mode=mode, parents=True, exist_ok=True)
         self.drives.mkdir(mode=0o700, exist_ok=True)

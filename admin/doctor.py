@@ -40,7 +40,9 @@ def check_python() -> Finding:
 def check_fuse_device() -> Finding:
     ok = os.access("/dev/fuse", os.R_OK | os.W_OK)
     seen = "usable" if ok else ("no permission" if os.path.exists("/dev/fuse") else "missing")
-    return Finding("/dev/fuse", "mount", ok, seen, "modprobe fuse (in a container: --device /dev/fuse --cap-add SYS_ADMIN)")
+    return Finding(
+        "/dev/fuse", "mount", ok, seen, "modprobe fuse (in a container: --device /dev/fuse --cap-add SYS_ADMIN)"
+    )
 
 
 def check_codec() -> Finding:
@@ -74,8 +76,13 @@ def check_nbdkit_python() -> Finding:
         return Finding("nbdkit python plugin", needed_for, False, dump.stderr.strip() or "does not load", remedy)
     ours = ".".join(map(str, sys.version_info[:2]))
     ok = embedded.startswith(ours + ".")
-    return Finding("nbdkit python plugin", needed_for, ok, f"embeds {embedded}, this is {ours}",
-                   f"run trivium in an environment of Python {embedded}")
+    return Finding(
+        "nbdkit python plugin",
+        needed_for,
+        ok,
+        f"embeds {embedded}, this is {ours}",
+        f"run trivium in an environment of Python {embedded}",
+    )
 
 
 CHECKS: tuple[Callable[[], Finding], ...] = (
@@ -84,7 +91,9 @@ CHECKS: tuple[Callable[[], Finding], ...] = (
     check_sqlite,
     check_fuse_device,
     lambda: _command("fusermount3", "mount", "fuse3"),
-    lambda: _module("pyfuse3", "mount", "apt install gcc pkg-config libfuse3-dev python3-dev && pip install 'trivium[fs]'"),
+    lambda: _module(
+        "pyfuse3", "mount", "apt install gcc pkg-config libfuse3-dev python3-dev && pip install 'trivium[fs]'"
+    ),
     check_nbdkit_python,
     lambda: _command("nbdinfo", "nbd tools", "libnbd-bin"),
 )

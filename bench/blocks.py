@@ -25,11 +25,15 @@ def fio(target: list[str], *arguments: str, bandwidth: bool = False, timed: bool
 
 def measure(target: list[str]) -> dict[str, float | None]:
     out: dict[str, float | None] = {}
-    out["write_1m_MBs"] = fio(target, "--rw=write", "--bs=1M", "--iodepth=4", "--end_fsync=1", bandwidth=True, timed=False)
+    out["write_1m_MBs"] = fio(
+        target, "--rw=write", "--bs=1M", "--iodepth=4", "--end_fsync=1", bandwidth=True, timed=False
+    )
     out["read_1m_MBs"] = fio(target, "--rw=read", "--bs=1M", "--iodepth=4", bandwidth=True, timed=False)
     for depth in (1, 16):
         out[f"randread_4k_qd{depth}_s"] = fio(target, "--rw=randread", "--bs=4k", f"--iodepth={depth}")
-        out[f"randwrite_4k_qd{depth}_s"] = fio(target, "--rw=randwrite", "--bs=4k", f"--iodepth={depth}", "--end_fsync=1")
+        out[f"randwrite_4k_qd{depth}_s"] = fio(
+            target, "--rw=randwrite", "--bs=4k", f"--iodepth={depth}", "--end_fsync=1"
+        )
     out["randwrite_4k_flush_qd1_s"] = fio(target, "--rw=randwrite", "--bs=4k", "--iodepth=1", "--fsync=1")
     return out
 

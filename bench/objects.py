@@ -1,4 +1,4 @@
-"""Object work: wrk and ab over presigned URLs for small ones, curl for large ones, so that no Python loads the server."""
+"""Object work: wrk over presigned URLs for small ones, curl for large ones, so that no Python loads the server."""
 
 from __future__ import annotations
 
@@ -64,7 +64,9 @@ def measure(work: Path, endpoint: str, key: str, secret: str) -> dict[str, float
         return [url.removeprefix(endpoint) for url in urls]
 
     out: dict[str, float | None] = {}
-    out["put_4k_s"] = wrk(work, endpoint, "put", presign("put_object", [f"small/{n:06d}" for n in range(20000)]), "PUT", body)
+    out["put_4k_s"] = wrk(
+        work, endpoint, "put", presign("put_object", [f"small/{n:06d}" for n in range(20000)]), "PUT", body
+    )
     hot = [f"hot/{n:03d}" for n in range(200)]
     for name in hot:
         s3.put_object(Bucket=bucket, Key=name, Body=body)

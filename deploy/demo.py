@@ -36,7 +36,9 @@ def say(text: str) -> None:
 def run(*command: str | Path, check: bool = True, **options: object) -> subprocess.CompletedProcess[str]:
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload]
     if check and done.returncode:
-        raise SystemExit(f"demo: {' '.join(map(str, command))} ended with {done.returncode}\n{done.stdout}\n{done.stderr}")
+        raise SystemExit(
+            f"demo: {' '.join(map(str, command))} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
+        )
     return done  # type: ignore[no-any-return]
 
 

@@ -21,6 +21,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import msgspec
@@ -104,7 +105,8 @@ def to_repair(reader: Reader, limit: int = BATCH, skip: frozenset[ChunkId] = fro
         " AND NOT EXISTS (SELECT 1 FROM queue q WHERE q.kind = 1 AND q.session = c.session AND q.counter = c.counter)"
         f" LIMIT {limit + len(skip)}"
     )
-    found = [placed for row in rows if (placed := chunkrows.placed_of(reader, ChunkId(*row))) and placed.chunk not in skip]
+    chunks = (ChunkId(*row) for row in rows)
+    found = [placed for chunk in chunks if chunk not in skip and (placed := chunkrows.placed_of(reader, chunk))]
     gone = {row[0] for row in reader.all("SELECT id FROM drives WHERE reason IN ('out', 'removed')")}
     return sorted(found, key=lambda placed: _redundancy(placed, gone))[:limit]
 
@@ -115,7 +117,7 @@ def _redundancy(placed: Placed, gone: Iterable[bytes]) -> int:
 
 
 def target_drives(group: Group, cluster_map: ClusterMap, usable: frozenset[bytes]) -> tuple[bytes, ...] | None:
-    """The group's drives with those that are gone replaced, spread like new groups are. None: there is no drive for it."""
+    """The group's drives with those that are gone replaced, spread like new groups. None: there is no drive for it."""
     gone = gone_drives(cluster_map) | (frozenset(group.drives) - {drive.id for drive in cluster_map.drives})
     bad = [i for i, drive in enumerate(group.drives) if drive in gone]
     if not bad:
@@ -181,7 +183,7 @@ class Healer:
         self.progress.waiting = ""
         tried: frozenset[ChunkId] = frozenset()
         healed = 0
-        while work := await self._read(lambda reader: to_repair(reader, BATCH, tried)):
+        while work := await self._read(partial(to_repair, limit=BATCH, skip=tried)):
             tried |= frozenset(placed.chunk for placed in work)
             healed += await self._heal_all(work)
         return healed
@@ -259,7 +261,8 @@ def commit(tx: Tx, placed: Placed, target: Group, seq: int, durable: int) -> int
     if target.profile.width - missing.bit_count() < min(target.k, target.profile.width):
         return None
     changed = tx.run(
-        "UPDATE chunks SET group_id = ?, missing = ? WHERE session = ? AND counter = ? AND group_id = ? AND plan_seq = ?",
+        "UPDATE chunks SET group_id = ?, missing = ?"
+        " WHERE session = ? AND counter = ? AND group_id = ? AND plan_seq = ?",
         *(target.id, missing, placed.chunk.session, placed.chunk.counter, placed.group.id, seq),
     )
     return missing if changed else None

@@ -123,7 +123,11 @@ class Objects:
         s3 = self.client()
         for key in sorted(self.model.allowed):
             self.check(s3, key)
-        listed = {item["Key"] for page in s3.get_paginator("list_objects_v2").paginate(Bucket="soak") for item in page.get("Contents", [])}
+        listed = {
+            item["Key"]
+            for page in s3.get_paginator("list_objects_v2").paginate(Bucket="soak")
+            for item in page.get("Contents", [])
+        }
         expected = {key for key, allowed in self.model.allowed.items() if allowed != {ABSENT}}
         if listed != expected:
             raise Breach(f"s3: listing differs: {sorted(listed ^ expected)}")
@@ -188,7 +192,10 @@ class Blocks:
         if self.process is None or self.process.poll() is not None:
             script = Path(__file__).parent / "system" / "nbdworker.py"
             self.process = subprocess.Popen(
-                ["/usr/bin/python3", str(script), self.uri], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+                ["/usr/bin/python3", str(script), self.uri],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
             )
         return self.process
 
@@ -266,7 +273,11 @@ class Soak:
         self.nbd()
         self.pool.boto().create_bucket(Bucket="soak")
         (self.mountpoint / "files").mkdir()
-        self.faces = (Objects(self.pool, seed + 1), Files(self.pool, self.mountpoint, seed + 2), Blocks(self.socket, seed + 3))
+        self.faces = (
+            Objects(self.pool, seed + 1),
+            Files(self.pool, self.mountpoint, seed + 2),
+            Blocks(self.socket, seed + 3),
+        )
         self.workers: list[Worker] = []
 
     def mount(self) -> None:
@@ -274,7 +285,9 @@ class Soak:
         self.pool.trivium("mount", self.mountpoint)
 
     def nbd(self) -> None:
-        self.pool.trivium("nbd", "serve", "--socket", self.socket, "--pid-file", self.pid_file, "--detach", "--takeover", "wait")
+        self.pool.trivium(
+            "nbd", "serve", "--socket", self.socket, "--pid-file", self.pid_file, "--detach", "--takeover", "wait"
+        )
 
     def mount_pid(self) -> int:
         for pid in self.pool.pids():
@@ -350,7 +363,13 @@ def soak(rounds: int, seed: int) -> None:
                     run.check()
                     LEDGER.parent.mkdir(exist_ok=True)
                     with LEDGER.open("a") as ledger:
-                        entry = {"kind": "kill", "seed": seed, "rounds": number, "answered": answered, "at": int(time.time())}
+                        entry = {
+                            "kind": "kill",
+                            "seed": seed,
+                            "rounds": number,
+                            "answered": answered,
+                            "at": int(time.time()),
+                        }
                         ledger.write(json.dumps(entry) + "\n")
                     if number < rounds:
                         run.start()

@@ -18,8 +18,9 @@ def bucket() -> None:
 @connect_option
 def create(name: str, data: DataDir) -> None:
     """Create bucket NAME (3 to 63 of a-z, 0-9, dot and hyphen)."""
-    from trivium.metadata.messages import CreateBucket
     from trivium.metadata.pool import connect_pool
+
+    from trivium.metadata.messages import CreateBucket
 
     async def work() -> None:
         async with connect_pool(data.path, client="cli") as pool:
@@ -35,8 +36,9 @@ def list_(data: DataDir) -> None:
     """List buckets, a line each: name, when it was created."""
     import time
 
-    from trivium.metadata.messages import BucketInfo, ListBuckets
     from trivium.metadata.pool import connect_pool
+
+    from trivium.metadata.messages import BucketInfo, ListBuckets
 
     async def work() -> tuple[BucketInfo, ...]:
         async with connect_pool(data.path, client="cli") as pool:
@@ -53,8 +55,9 @@ def list_(data: DataDir) -> None:
 @connect_option
 def remove(name: str, data: DataDir) -> None:
     """Remove the empty bucket NAME."""
-    from trivium.metadata.messages import DeleteBucket
     from trivium.metadata.pool import connect_pool
+
+    from trivium.metadata.messages import DeleteBucket
 
     async def work() -> None:
         async with connect_pool(data.path, client="cli") as pool:

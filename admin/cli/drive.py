@@ -45,8 +45,10 @@ def replace(name: str, path: Path | None, wait: bool, data: DataDir) -> None:
     PATH is the new directory (default: the same path, which must be empty or missing).
     """
 
+    new_path = str(path.absolute()) if path else ""
+
     async def work() -> dict[str, Any]:
-        found: dict[str, Any] = await admin_call(data, "drive_replace", name=name, path=str(path.absolute()) if path else "")
+        found: dict[str, Any] = await admin_call(data, "drive_replace", name=name, path=new_path)
         return found
 
     answer = run(work)
@@ -64,7 +66,11 @@ def heal(watch: bool, data: DataDir) -> None:
         run(_watch, data)
         return
     report = run(_heal, data)
-    click.echo("nothing to heal: whole" if not report["total"] - report["done"] else f"{report['total'] - report['done']} chunks to heal")
+    click.echo(
+        "nothing to heal: whole"
+        if not report["total"] - report["done"]
+        else f"{report['total'] - report['done']} chunks to heal"
+    )
 
 
 async def _drives(data: DataDir) -> list[dict[str, Any]]:
@@ -81,7 +87,12 @@ async def _watch(data: DataDir) -> None:
     """A progress bar on a terminal, a line at the end elsewhere."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("healing"), BarColumn(), TextColumn("{task.completed}/{task.total} chunks"), TimeRemainingColumn())
+    columns = (
+        TextColumn("healing"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total} chunks"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, transient=True) as progress:
         task = progress.add_task("heal", total=None)
         while True:

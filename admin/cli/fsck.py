@@ -28,7 +28,10 @@ def fsck(drives: bool, as_json: bool, data: DataDir) -> None:
         click.echo(json.dumps({"findings": findings}, indent=1))
     else:
         for finding in findings:
-            click.echo(f"{finding['what']}: {finding['text']}" + (f"  repair: {finding['repair']}" if finding.get("repair") else ""))
+            click.echo(
+                f"{finding['what']}: {finding['text']}"
+                + (f"  repair: {finding['repair']}" if finding.get("repair") else "")
+            )
         click.echo(f"fsck: {len(findings)} finding{'' if len(findings) == 1 else 's'}")
     if findings:
         raise CommandError("the pool is not clean", 6)

@@ -48,7 +48,9 @@ def query(sql: str, as_csv: bool, data: DataDir) -> None:
                     writer.writerow(row.values())
             else:
                 for row in rows:
-                    click.echo(json.dumps(row, default=lambda value: value.hex() if isinstance(value, bytes) else str(value)))
+                    click.echo(
+                        json.dumps(row, default=lambda value: value.hex() if isinstance(value, bytes) else str(value))
+                    )
         except sqlite3.Error as error:
             raise CommandError(f"SQLite says: {error}") from None
         finally:

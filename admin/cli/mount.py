@@ -18,8 +18,19 @@ from trivium.admin.errors import CommandError, unreachable
 @click.option("--foreground", is_flag=True, help="Stay in the foreground (for service managers).")
 @click.option("--read-only", is_flag=True, help="Refuse every change with EROFS.")
 @click.option("--allow-other/--no-allow-other", default=None, help="Let other users in [default: when root].")
-@click.option("--io-timeout", type=float, default=None, metavar="SECONDS", help="Give up with EIO when the pool is away for so long [default: wait].")
-@click.option("--log", "log_file", type=click.Path(path_type=Path, dir_okay=False), help="Where messages go [default: DIR/run/mount-*.log].")
+@click.option(
+    "--io-timeout",
+    type=float,
+    default=None,
+    metavar="SECONDS",
+    help="Give up with EIO when the pool is away for so long [default: wait].",
+)
+@click.option(
+    "--log",
+    "log_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Where messages go [default: DIR/run/mount-*.log].",
+)
 @connect_option
 def mount(
     mountpoint: Path,

@@ -17,14 +17,30 @@ def nbd() -> None:
 
 
 @nbd.command("serve")
-@click.option("--socket", "socket_path", required=True, type=click.Path(path_type=Path, dir_okay=False), help="Unix socket to listen on (mode 0600).")
+@click.option(
+    "--socket",
+    "socket_path",
+    required=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Unix socket to listen on (mode 0600).",
+)
 @click.option("--detach", is_flag=True, help="Return once it listens.")
 @click.option("--pid-file", type=click.Path(path_type=Path, dir_okay=False), help="Write the server's process id here.")
 @click.option("--read-only", is_flag=True, help="Share without taking leases; writes are refused.")
-@click.option("--takeover", type=click.Choice(["wait", "fail", "break"]), default="fail", show_default=True, help="When another process has the volume: wait for it, fail, or fence it.")
-@click.option("--threads", type=click.IntRange(1, 256), default=16, show_default=True, help="Requests served side by side.")
+@click.option(
+    "--takeover",
+    type=click.Choice(["wait", "fail", "break"]),
+    default="fail",
+    show_default=True,
+    help="When another process has the volume: wait for it, fail, or fence it.",
+)
+@click.option(
+    "--threads", type=click.IntRange(1, 256), default=16, show_default=True, help="Requests served side by side."
+)
 @connect_option
-def serve(socket_path: Path, detach: bool, pid_file: Path | None, read_only: bool, takeover: str, threads: int, data: DataDir) -> None:
+def serve(
+    socket_path: Path, detach: bool, pid_file: Path | None, read_only: bool, takeover: str, threads: int, data: DataDir
+) -> None:
     """Export every volume by its name.
 
     \b

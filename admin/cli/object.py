@@ -37,8 +37,9 @@ def read(name: str, offset: int, length: int | None, data: DataDir) -> None:
 
     async def work() -> None:
         from trivium.fs.filesystem import Filesystem
-        from trivium.metadata.messages import HeadObject
         from trivium.metadata.pool import connect_pool
+
+        from trivium.metadata.messages import HeadObject
 
         async with connect_pool(data.path, client="cli") as pool:
             info = await pool.metadata.ask(HeadObject(bucket, key))
@@ -58,7 +59,9 @@ def read(name: str, offset: int, length: int | None, data: DataDir) -> None:
 @object_group.command("write")
 @click.argument("name", metavar="BUCKET/KEY")
 @click.option("--offset", type=click.IntRange(0), default=0, show_default=True)
-@click.option("--data-file", type=click.File("rb"), default="-", help="Where the bytes come from [default: standard input].")
+@click.option(
+    "--data-file", type=click.File("rb"), default="-", help="Where the bytes come from [default: standard input]."
+)
 @click.option("--data-literal", default=None, help="The bytes themselves.")
 @connect_option
 def write(name: str, offset: int, data_file: BinaryIO, data_literal: str | None, data: DataDir) -> None:
@@ -67,8 +70,9 @@ def write(name: str, offset: int, data_file: BinaryIO, data_literal: str | None,
 
     async def work() -> int:
         from trivium.fs.filesystem import Filesystem
-        from trivium.metadata.messages import Body, HeadObject, MetadataError, ObjectMeta, PutObject
         from trivium.metadata.pool import connect_pool
+
+        from trivium.metadata.messages import Body, HeadObject, MetadataError, ObjectMeta, PutObject
 
         async with connect_pool(data.path, client="cli") as pool:
             try:

@@ -35,18 +35,46 @@ def _listen(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[s
 
 
 @click.command()
-@click.option("--data", type=click.Path(path_type=Path, file_okay=False), envvar="TRIVIUM_DATA", metavar="DIR", help="Data directory [env: TRIVIUM_DATA; default: ~/.local/share/trivium].")
-@click.option("--drives", type=click.IntRange(1, 64), default=None, help="Drive directories DIR/drives/d0 ... to make at the first start; a larger number later adds [default: 6].")
-@click.option("--profile", callback=_profile, default=None, metavar="K+M", help="Data and parity shards, fixed at the first start [default: 4+2].")
-@click.option("--s3-listen", callback=_listen, default="127.0.0.1:9000", show_default=True, metavar="HOST:PORT", help="S3 endpoint; none = no gateway.")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path, file_okay=False),
+    envvar="TRIVIUM_DATA",
+    metavar="DIR",
+    help="Data directory [env: TRIVIUM_DATA; default: ~/.local/share/trivium].",
+)
+@click.option(
+    "--drives",
+    type=click.IntRange(1, 64),
+    default=None,
+    help="Drive directories DIR/drives/d0 ... to make at the first start; a larger number later adds [default: 6].",
+)
+@click.option(
+    "--profile",
+    callback=_profile,
+    default=None,
+    metavar="K+M",
+    help="Data and parity shards, fixed at the first start [default: 4+2].",
+)
+@click.option(
+    "--s3-listen",
+    callback=_listen,
+    default="127.0.0.1:9000",
+    show_default=True,
+    metavar="HOST:PORT",
+    help="S3 endpoint; none = no gateway.",
+)
 @click.option("--region", default="us-east-1", show_default=True, help="What S3 clients must sign for.")
 @click.option("--socket-mode", default="0600", show_default=True, help="Mode of DIR/run/trivium.sock.")
 @click.option("--socket-group", default=None, help="Group of DIR/run/trivium.sock.")
 @click.option("--clean-slate", is_flag=True, help="Remove everything in DIR first (for tests). Asks, unless --yes.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--detach", is_flag=True, help="Return once everything answers; stop with `trivium down`.")
-@click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True, envvar="LOG_FORMAT")
-@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True)
+@click.option(
+    "--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True, envvar="LOG_FORMAT"
+)
+@click.option(
+    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
+)
 def up(data: Path | None, clean_slate: bool, yes: bool, detach: bool, **options: Any) -> None:
     """Run metadata, drives and S3 in this process, without configuration.
 
@@ -95,7 +123,11 @@ def _banner(directory: DataDir, facts: dict[str, Any]) -> str:
     if facts.get("s3"):
         lines.append(f"  S3         {facts['s3']}")
         lines.append(f"  access key {facts['access_key']}")
-        lines.append(f"  secret key {facts['secret_key']}" if "secret_key" in facts else f"  secret key trivium credential show{connect}")
+        lines.append(
+            f"  secret key {facts['secret_key']}"
+            if "secret_key" in facts
+            else f"  secret key trivium credential show{connect}"
+        )
     lines += [
         f"  files      trivium mount{connect} MOUNTPOINT",
         f"  blocks     trivium volume create{connect} NAME SIZE; trivium nbd serve{connect} --socket PATH",

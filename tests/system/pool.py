@@ -36,18 +36,37 @@ class SystemPool:
     def __init__(self, work: Path) -> None:
         self.work, self.data = work, work / "pool"
         self.listen = "127.0.0.1:0"
-        self.env = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "TRIVIUM_", "RCLONE_"))}
-        self.env |= {"TRIVIUM_CONNECT": str(self.data), "HOME": str(work), "PATH": f"{Path(TRIVIUM).parent}:{os.environ['PATH']}"}
+        self.env = {
+            name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "TRIVIUM_", "RCLONE_"))
+        }
+        self.env |= {
+            "TRIVIUM_CONNECT": str(self.data),
+            "HOME": str(work),
+            "PATH": f"{Path(TRIVIUM).parent}:{os.environ['PATH']}",
+        }
 
-    def run(self, *command: str | Path, check: bool = True, timeout_s: float = 120, stdin: bytes | None = None) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *command: str | Path, check: bool = True, timeout_s: float = 120, stdin: bytes | None = None
+    ) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
-            [str(part) for part in command], capture_output=True, env=self.env, timeout=timeout_s, check=False, input=stdin
+            [str(part) for part in command],
+            capture_output=True,
+            env=self.env,
+            timeout=timeout_s,
+            check=False,
+            input=stdin,
         )
-        text = subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"))
-        assert not check or text.returncode == 0, f"{' '.join(map(str, command))} -> {text.returncode}\n{text.stdout}\n{text.stderr}\n{self.log()}"
+        text = subprocess.CompletedProcess(
+            done.args, done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
+        )
+        assert not check or text.returncode == 0, (
+            f"{' '.join(map(str, command))} -> {text.returncode}\n{text.stdout}\n{text.stderr}\n{self.log()}"
+        )
         return text
 
-    def trivium(self, *arguments: str | Path, check: bool = True, stdin: bytes | None = None) -> subprocess.CompletedProcess[str]:
+    def trivium(
+        self, *arguments: str | Path, check: bool = True, stdin: bytes | None = None
+    ) -> subprocess.CompletedProcess[str]:
         return self.run(TRIVIUM, *arguments, check=check, stdin=stdin)
 
     def up(self, *arguments: str) -> None:

@@ -16,7 +16,13 @@ LARGE = 20 << 20  # more than every client's multipart threshold (s3cmd: 15 MiB)
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("tree")
     source = random.Random(3)
-    for name, size in {"a.txt": 3, "empty": 0, "sub/b.bin": 70_000, "sub/deep/ü ~ name.bin": 5000, "large.bin": LARGE}.items():
+    for name, size in {
+        "a.txt": 3,
+        "empty": 0,
+        "sub/b.bin": 70_000,
+        "sub/deep/ü ~ name.bin": 5000,
+        "large.bin": LARGE,
+    }.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(source.randbytes(size))
     return root
@@ -64,8 +70,8 @@ def test_aws_cli(running: SystemPool, tree: Path, tmp_path: Path) -> None:
 
 def test_s3cmd(running: SystemPool, tree: Path, tmp_path: Path) -> None:
     host = running.endpoint.removeprefix("http://")
-    base = ["s3cmd", f"--access_key={running.env['AWS_ACCESS_KEY_ID']}", f"--secret_key={running.env['AWS_SECRET_ACCESS_KEY']}",
-            f"--host={host}", f"--host-bucket={host}", "--no-ssl", "--no-progress"]  # fmt: skip
+    keys = [f"--access_key={running.env['AWS_ACCESS_KEY_ID']}", f"--secret_key={running.env['AWS_SECRET_ACCESS_KEY']}"]
+    base = ["s3cmd", *keys, f"--host={host}", f"--host-bucket={host}", "--no-ssl", "--no-progress"]
     running.run(*base, "mb", "s3://s3cmd")
     running.run(*base, "put", tree / "large.bin", "s3://s3cmd/large.bin")
     running.run(*base, "get", "s3://s3cmd/large.bin", tmp_path / "large.bin")
@@ -80,9 +86,9 @@ def test_s3cmd(running: SystemPool, tree: Path, tmp_path: Path) -> None:
 
 
 def test_rclone(running: SystemPool, tree: Path, tmp_path: Path) -> None:
-    running.env |= {"RCLONE_CONFIG": str(tmp_path / "rclone.conf"), "RCLONE_CONFIG_T_TYPE": "s3", "RCLONE_CONFIG_T_PROVIDER": "Other",
-                    "RCLONE_CONFIG_T_ENV_AUTH": "true", "RCLONE_CONFIG_T_ENDPOINT": running.endpoint,
-                    "RCLONE_CONFIG_T_REGION": "us-east-1", "RCLONE_S3_UPLOAD_CUTOFF": "10M"}  # fmt: skip
+    remote = {"TYPE": "s3", "PROVIDER": "Other", "ENV_AUTH": "true", "ENDPOINT": running.endpoint, "REGION": "us-east-1"}
+    running.env |= {f"RCLONE_CONFIG_T_{name}": value for name, value in remote.items()}
+    running.env |= {"RCLONE_CONFIG": str(tmp_path / "rclone.conf"), "RCLONE_S3_UPLOAD_CUTOFF": "10M"}
     (tmp_path / "rclone.conf").touch()
     running.run("rclone", "mkdir", "t:rclone")
     running.run("rclone", "copyto", tree / "a.txt", "t:rclone/one.txt")

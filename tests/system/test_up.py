@@ -109,7 +109,12 @@ def test_a_first_start_that_was_interrupted_starts_over(pool: SystemPool) -> Non
 
 def test_secrets_are_private(pool: SystemPool) -> None:
     pool.up()
-    for path in [pool.data / "cluster", *(pool.data / "keys").iterdir(), pool.data / "run" / "trivium.sock", pool.data / "run" / "up.log"]:
+    for path in [
+        pool.data / "cluster",
+        *(pool.data / "keys").iterdir(),
+        pool.data / "run" / "trivium.sock",
+        pool.data / "run" / "up.log",
+    ]:
         assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
     assert pool.env["AWS_SECRET_ACCESS_KEY"] not in pool.log()
 
@@ -177,7 +182,21 @@ def test_help_teaches_and_every_command_has_it() -> None:
 
     top = subprocess.run([TRIVIUM, "--help"], capture_output=True, text=True, check=True).stdout
     assert "trivium up" in top and "TRIVIUM_CONNECT" in top
-    for name in ("up", "down", "status", "bucket", "volume", "mount", "nbd", "drive", "fsck", "doctor", "metadata", "object", "credential"):
+    for name in (
+        "up",
+        "down",
+        "status",
+        "bucket",
+        "volume",
+        "mount",
+        "nbd",
+        "drive",
+        "fsck",
+        "doctor",
+        "metadata",
+        "object",
+        "credential",
+    ):
         text = subprocess.run([TRIVIUM, name, "--help"], capture_output=True, text=True, check=True).stdout
         assert len(text.splitlines()) > 3, name
 
