@@ -60,7 +60,7 @@ class FileOps(Protocol):
         ...
 
     def create_unnamed(self, folder: int, near: str = ".") -> int:
-        """A new file without a name on the folder's file system (O_TMPFILE); EOPNOTSUPP where there is no such thing."""
+        """A new file without a name on the folder's file system (O_TMPFILE); EOPNOTSUPP where it cannot."""
         ...
 
     def link_unnamed(self, fd: int, folder: int, name: str) -> None:

@@ -1,0 +1,289 @@
+"""A node: several drives behind one handler of node messages.
+
+Lists (puts, appends, deletes) run side by side, one thread per drive; everything that blocks goes through the
+executor. The handler answers, or raises a ClusterError; anything else is logged and told as one.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import TypeVar
+
+import msgspec
+import trio
+
+from trivium.cluster import wire
+from trivium.cluster.clock import Executor
+from trivium.cluster.errors import ClusterError, Refused, Unavailable
+from trivium.cluster.files import FileOps
+from trivium.cluster.model import BLOCK
+from trivium.cluster.store import Store
+from trivium.cluster.transport.interface import Buffer, Peer, Reply
+from trivium.cluster.wire import DriveReport, NodeAnswer, NodeRequest, Outcome, Service
+
+log = logging.getLogger(__name__)
+Entry = TypeVar("Entry", wire.PutShard, wire.AppendLog, wire.DeleteShard)
+Result = ClusterError | None
+Work = Callable[[Store, list[tuple[Entry, memoryview]]], list[Result]]
+
+MAX_READ = wire.MAX_PAYLOAD
+
+
+class Node:
+    def __init__(
+        self,
+        node_id: bytes,
+        stores: Iterable[Store],
+        *,
+        files: FileOps,
+        executor: Executor,
+        cluster: bytes,
+        make_path: Callable[[str], str] | None = None,
+        absent: Sequence[DriveReport] = (),
+    ) -> None:
+        """`make_path` turns the path of a FormatDrive into an absolute one; `absent` are drives that this node should
+        have but could not open (state "missing"), reported until they are closed."""
+        self.node_id = node_id
+        self._stores = {store.drive: store for store in stores}
+        self._absent = {report.drive: report for report in absent}
+        self._files, self._executor, self._cluster = files, executor, cluster
+        self._make_path = make_path or (lambda path: path)
+        self._handlers: dict[type, Callable[..., Awaitable[Reply]]] = {
+            wire.PutShards: self._put,
+            wire.ReadShard: self._read,
+            wire.OpenShard: self._open,
+            wire.DeleteShards: self._delete,
+            wire.Inventory: self._inventory,
+            wire.VerifyShard: self._verify,
+            wire.Quarantine: self._quarantine,
+            wire.CreateLog: self._create_log,
+            wire.AppendLogs: self._append,
+            wire.SealLog: self._seal_log,
+            wire.StatLog: self._stat_log,
+            wire.ReadLog: self._read_log,
+            wire.RemoveLog: self._remove_log,
+            wire.ListLogs: self._list_logs,
+            wire.ReadRoot: self._read_root,
+            wire.PromiseRoot: self._promise_root,
+            wire.AcceptRoot: self._accept_root,
+            wire.Ping: self._ping,
+            wire.FormatDrive: self._format,
+            wire.CloseDrive: self._close,
+        }
+
+    @property
+    def stores(self) -> Mapping[bytes, Store]:
+        return self._stores
+
+    async def handle(self, peer: Peer, service: int, body: bytes, payload: memoryview) -> Reply:
+        """The transport's handler for Service.NODE."""
+        if service != Service.NODE:
+            raise Refused(f"a node does not serve {service}")
+        try:
+            request = wire.decode_node_request(body)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise Refused(f"a node message cannot be decoded: {error}") from None
+        return await self.call(peer, request, memoryview(payload))
+
+    async def call(self, peer: Peer, request: NodeRequest, payload: memoryview) -> Reply:
+        """The same for a decoded message."""
+        try:
+            return await self._handlers[type(request)](peer, request, payload)
+        except ClusterError:
+            raise
+        except Exception as error:
+            log.exception("%s failed", type(request).__name__)
+            raise ClusterError(f"internal error in the node: {type(error).__name__}: {error}") from error
+
+    async def aclose(self) -> None:
+        """Close every drive (their locks are released)."""
+        for drive in list(self._stores):
+            await self._executor.run(self._stores.pop(drive).close)
+
+    # ---- shards ---------------------------------------------------------------------------------------------
+
+    async def _put(self, peer: Peer, request: wire.PutShards, payload: memoryview) -> Reply:
+        return await self._side_by_side(request.puts, _cut(payload, [p.length for p in request.puts]), _write_shards)
+
+    async def _delete(self, peer: Peer, request: wire.DeleteShards, payload: memoryview) -> Reply:
+        empty = memoryview(b"")
+        return await self._side_by_side(request.deletes, [empty] * len(request.deletes), _delete_shards)
+
+    async def _read(self, peer: Peer, r: wire.ReadShard, payload: memoryview) -> Reply:
+        if r.first_block < 0 or not 0 <= r.blocks * BLOCK <= MAX_READ:
+            raise Refused("a read of an impossible range")
+        shards = self._store(r.drive).shards
+        header, data = await self._executor.run(shards.read, r.chunk, r.index, r.first_block, r.blocks, r.with_header)
+        return _reply(wire.ShardData(len(header)), [header, data])
+
+    async def _open(self, peer: Peer, r: wire.OpenShard, payload: memoryview) -> Reply:
+        if not peer.local:
+            raise Refused("descriptors are passed on the same host only")
+        fd = await self._executor.run(self._store(r.drive).shards.open, r.chunk, r.index)
+        return Reply(wire.encode_node_answer(wire.ShardData(0)), fds=(self._files.export(fd),))
+
+    async def _inventory(self, peer: Peer, r: wire.Inventory, payload: memoryview) -> Reply:
+        limit = min(max(r.limit, 1), 50_000)
+        entries, more = await self._executor.run(self._store(r.drive).shards.inventory, r.after, limit)
+        return _reply(wire.InventoryPage(tuple(entries), more))
+
+    async def _verify(self, peer: Peer, r: wire.VerifyShard, payload: memoryview) -> Reply:
+        return await self._one(self._store(r.drive).shards.verify, r.chunk, r.index, r.nonce)
+
+    async def _quarantine(self, peer: Peer, r: wire.Quarantine, payload: memoryview) -> Reply:
+        return await self._one(self._store(r.drive).shards.quarantine, r.chunk, r.index)
+
+    # ---- logs -----------------------------------------------------------------------------------------------
+
+    async def _create_log(self, peer: Peer, r: wire.CreateLog, payload: memoryview) -> Reply:
+        logs = self._store(r.drive).logs
+        return _reply(await self._executor.run(logs.create, r.head, r.capacity, r.reserve_class))
+
+    async def _append(self, peer: Peer, request: wire.AppendLogs, payload: memoryview) -> Reply:
+        parts = _cut(payload, [a.length for a in request.appends])
+        return await self._side_by_side(request.appends, parts, _append_logs)
+
+    async def _seal_log(self, peer: Peer, r: wire.SealLog, payload: memoryview) -> Reply:
+        return _reply(await self._executor.run(self._store(r.drive).logs.seal, r.segment))
+
+    async def _stat_log(self, peer: Peer, r: wire.StatLog, payload: memoryview) -> Reply:
+        return _reply(await self._executor.run(self._store(r.drive).logs.stat, r.segment))
+
+    async def _read_log(self, peer: Peer, r: wire.ReadLog, payload: memoryview) -> Reply:
+        limit = min(max(r.max_bytes, 1), MAX_READ)
+        state, data = await self._executor.run(self._store(r.drive).logs.read, r.segment, r.from_seq, limit)
+        return _reply(state, data)
+
+    async def _remove_log(self, peer: Peer, r: wire.RemoveLog, payload: memoryview) -> Reply:
+        return await self._one(self._store(r.drive).logs.remove, r.segment)
+
+    async def _list_logs(self, peer: Peer, r: wire.ListLogs, payload: memoryview) -> Reply:
+        return _reply(wire.LogList(tuple(await self._executor.run(self._store(r.drive).logs.heads))))
+
+    # ---- root -----------------------------------------------------------------------------------------------
+
+    async def _read_root(self, peer: Peer, r: wire.ReadRoot, payload: memoryview) -> Reply:
+        store = self._store(r.drive)
+        await self._executor.run(store.check)
+        return _reply(wire.RootCopy(store.root.read()))
+
+    async def _promise_root(self, peer: Peer, r: wire.PromiseRoot, payload: memoryview) -> Reply:
+        return _reply(wire.RootCopy(await self._executor.run(self._store(r.drive).root.promise, r.ballot)))
+
+    async def _accept_root(self, peer: Peer, r: wire.AcceptRoot, payload: memoryview) -> Reply:
+        return _reply(wire.RootCopy(await self._executor.run(self._store(r.drive).root.accept, r.slot, r.hint)))
+
+    # ---- drives ---------------------------------------------------------------------------------------------
+
+    async def _ping(self, peer: Peer, r: wire.Ping, payload: memoryview) -> Reply:
+        stores = list(self._stores.values())
+        reports = await self._executor.run(lambda: [store.report() for store in stores])
+        return _reply(wire.NodeReport(self.node_id, (*reports, *self._absent.values())))
+
+    async def _format(self, peer: Peer, r: wire.FormatDrive, payload: memoryview) -> Reply:
+        if len(r.drive) != 16 or r.drive in self._stores:
+            raise Refused("a new drive needs a new id of 16 bytes")
+        store = await self._executor.run(self._format_and_open, self._make_path(r.path), r.drive)
+        self._stores[r.drive] = store
+        return _reply(wire.RootCopy(store.root.read()))
+
+    def _format_and_open(self, path: str, drive: bytes) -> Store:
+        Store.format(self._files, path, cluster=self._cluster, drive=drive)
+        return Store.open(self._files, path, cluster=self._cluster)
+
+    async def _close(self, peer: Peer, r: wire.CloseDrive, payload: memoryview) -> Reply:
+        self._absent.pop(r.drive, None)
+        store = self._stores.pop(r.drive, None)
+        if store is not None:
+            await self._executor.run(store.close)
+        return _reply(wire.Outcomes((wire.OK,)))
+
+    # ---- how calls are run ----------------------------------------------------------------------------------
+
+    def _store(self, drive: bytes) -> Store:
+        try:
+            return self._stores[drive]
+        except KeyError:
+            raise Unavailable(f"drive {drive.hex()} is not on this node") from None
+
+    async def _one(self, fn: Callable[..., None], *args: object) -> Reply:
+        outcome = wire.OK
+        try:
+            await self._executor.run(fn, *args)
+        except ClusterError as error:
+            outcome = Outcome.of(error)
+        return _reply(wire.Outcomes((outcome,)))
+
+    async def _side_by_side(
+        self, entries: Sequence[Entry], parts: Sequence[memoryview], work: Work[Entry]
+    ) -> Reply:
+        """Run a list's entries, those of one drive in order, the drives in parallel; outcomes in list order."""
+        outcomes: list[Outcome] = [wire.OK] * len(entries)
+        drives: dict[bytes, list[int]] = {}
+        for i, entry in enumerate(entries):
+            drives.setdefault(entry.drive, []).append(i)
+
+        async def run(drive: bytes, places: list[int]) -> None:
+            try:
+                store = self._store(drive)
+                results = await self._executor.run(work, store, [(entries[i], parts[i]) for i in places])
+            except ClusterError as error:
+                results = [error] * len(places)
+            except Exception as error:
+                log.exception("drive %s", drive.hex())
+                results = [ClusterError(f"internal error in the node: {type(error).__name__}: {error}")] * len(places)
+            for i, result in zip(places, results, strict=True):
+                if result is not None:
+                    outcomes[i] = Outcome.of(result)
+
+        if len(drives) == 1:
+            await run(*next(iter(drives.items())))
+        else:
+            async with trio.open_nursery() as nursery:
+                for drive, places in drives.items():
+                    nursery.start_soon(run, drive, places)
+        return _reply(wire.Outcomes(tuple(outcomes)))
+
+
+# ---- work of one drive, on its thread -----------------------------------------------------------------------
+
+
+def _each(calls: Iterable[Callable[[], None]]) -> list[Result]:
+    results: list[Result] = []
+    for call in calls:
+        try:
+            call()
+            results.append(None)
+        except ClusterError as error:
+            results.append(error)
+    return results
+
+
+def _write_shards(store: Store, entries: list[tuple[wire.PutShard, memoryview]]) -> list[Result]:
+    return _each((lambda p=put, d=data: store.shards.write(p, d)) for put, data in entries)  # type: ignore[misc]
+
+
+def _append_logs(store: Store, entries: list[tuple[wire.AppendLog, memoryview]]) -> list[Result]:
+    return _each(
+        (lambda a=append, d=data: store.logs.append(a.segment, a.first_seq, d))  # type: ignore[misc]
+        for append, data in entries
+    )
+
+
+def _delete_shards(store: Store, entries: list[tuple[wire.DeleteShard, memoryview]]) -> list[Result]:
+    return store.shards.delete([delete for delete, _ in entries])
+
+
+def _cut(payload: memoryview, lengths: Sequence[int]) -> list[memoryview]:
+    if any(length < 0 for length in lengths) or sum(lengths) != payload.nbytes:
+        raise Refused("the payload does not have the length that its entries say")
+    parts, at = [], 0
+    for length in lengths:
+        parts.append(payload[at : at + length])
+        at += length
+    return parts
+
+
+def _reply(answer: NodeAnswer, payload: Buffer | Sequence[Buffer] = b"") -> Reply:
+    return Reply(wire.encode_node_answer(answer), payload)
