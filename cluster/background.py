@@ -1,0 +1,45 @@
+"""Work that outlives the call that began it: late answers, reports, tidying up.
+
+A put that has enough durable shards answers while a hanging drive's answer is still awaited, and a cancelled read
+must not wait for a disk. Such work is started here: in the nursery of `run()` while that is running, else as a system
+task of trio's. It must not raise; what it raises is logged and dropped.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import TypeVarTuple, Unpack
+
+import trio
+
+Ts = TypeVarTuple("Ts")
+
+log = logging.getLogger(__name__)
+
+
+class Background:
+    def __init__(self) -> None:
+        self._nursery: trio.Nursery | None = None
+
+    async def run(self) -> None:
+        """Own the background tasks until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            try:
+                await trio.sleep_forever()
+            finally:
+                self._nursery = None
+
+    def start(self, fn: Callable[[Unpack[Ts]], Awaitable[object]], *args: *Ts) -> None:
+        if self._nursery is not None:
+            self._nursery.start_soon(_quietly, fn, args)
+        else:
+            trio.lowlevel.spawn_system_task(_quietly, fn, args)
+
+
+async def _quietly(fn: Callable[..., Awaitable[object]], args: tuple[object, ...]) -> None:
+    try:
+        await fn(*args)
+    except Exception:
+        log.exception("background work failed: %s", getattr(fn, "__qualname__", fn))

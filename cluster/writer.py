@@ -1,0 +1,277 @@
+"""Writes one chunk: encode, send, wait, answer; another group under a new id when too few shards became durable.
+
+One put, for one chunk:
+
+    choose group -> new id -> encode -> send (one message per node) -> wait
+       ^                                                              |-- all k+m durable ----------> answer
+       |                                                              |-- bounded wait over, >= k+1 -> answer, rest
+       |                                                              |                               listed missing
+       +---- avoid the drives that failed <- give the id up <---------+-- k+1 out of reach
+                                                                           (8 times, then Unavailable or NoSpace)
+
+Invariants
+1. An id is used for one attempt: a shard is written once, and no file of an abandoned attempt can be taken for the
+   chunk's (the nonce differs, too).
+2. A chunk is answered only with at least min(k+1, k+m) durable shards; each shard not known to be durable is listed.
+3. An id that is not answered is given up, once nothing of the attempt is on its way any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import trio
+
+from trivium.cluster.background import Background
+from trivium.cluster.catalog import Catalog
+from trivium.cluster.clock import Executor, Random
+from trivium.cluster.erasure import codec_for, shard_size
+from trivium.cluster.errors import ClusterError, NoSpace, Unavailable
+from trivium.cluster.latency import Latencies, put_wait_s
+from trivium.cluster.model import ChunkId, Group, NewChunk, Profile
+from trivium.cluster.nodes import Nodes
+from trivium.cluster.pieces import Draft, Order, Written
+from trivium.cluster.shardfile import ShardSpec, build_headers
+from trivium.cluster.transport.interface import Buffer
+from trivium.cluster.wire import Outcomes, PutShard, PutShards
+
+ATTEMPTS = 8
+SUSPECT_S = 10.0  # how long a drive that did not answer is avoided where that is possible
+SOLO_S = 60.0  # how long a node that left a whole message unanswered gets one message per drive
+SLOWEST_BYTES_S = 4e6  # a chunk that moves more slowly than this is given up
+SMALL_BYTES = 256 * 1024
+ABANDON_S = 60.0
+
+ShardFile = tuple[Buffer, Buffer]  # header, body
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What one attempt writes into its shard headers."""
+
+    cluster: bytes
+    chunk: ChunkId
+    nonce: bytes
+
+
+def build_files(draft: Draft, order: Order, group: Group, identity: Identity) -> list[ShardFile]:
+    """The k+m shard files of a draft. Blocking (CPU)."""
+    bodies = codec_for(group.profile).encode(draft.buffers, draft.length)
+    spec = ShardSpec(
+        identity.cluster,
+        identity.chunk,
+        identity.nonce,
+        group.k,
+        group.m,
+        group.codec,
+        order.kind,
+        draft.length,
+        shard_size(draft.length, group.k),
+        draft.toc,
+        lease=order.lease,
+    )
+    return list(zip(build_headers(spec, bodies), bodies, strict=True))
+
+
+def quorum(profile: Profile) -> int:
+    """Shards that must be durable before a put answers."""
+    return min(profile.k + 1, profile.width)
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """One chunk id's way to the drives."""
+
+    chunk: ChunkId
+    group: Group
+    pending: set[int] = field(default_factory=set)
+    durable: set[int] = field(default_factory=set)
+    failed: dict[int, ClusterError] = field(default_factory=dict)
+    changed: trio.Event = field(default_factory=trio.Event)
+    sends: int = 0
+
+    @property
+    def enough(self) -> bool:
+        return len(self.durable) >= quorum(self.group.profile)
+
+    @property
+    def hopeless(self) -> bool:
+        return len(self.durable) + len(self.pending) < quorum(self.group.profile)
+
+    @property
+    def missing(self) -> int:
+        return sum(1 << index for index in range(self.group.profile.width) if index not in self.durable)
+
+    def note(self, index: int, error: ClusterError | None) -> None:
+        self.pending.discard(index)
+        if error is None:
+            self.durable.add(index)
+        else:
+            self.failed[index] = error
+
+    def wake(self) -> None:
+        self.changed.set()
+        self.changed = trio.Event()
+
+
+class ChunkWriter:
+    def __init__(
+        self,
+        catalog: Catalog,
+        nodes: Nodes,
+        *,
+        cluster: bytes,
+        random: Random,
+        executor: Executor,
+        background: Background,
+    ) -> None:
+        self._catalog = catalog
+        self._nodes = nodes
+        self._cluster = cluster
+        self._random = random
+        self._executor = executor
+        self._background = background
+        self._latencies = {False: Latencies(), True: Latencies()}  # small, large
+        self._suspects: dict[bytes, float] = {}  # drive -> until when it is avoided
+        self._solo: dict[bytes, float] = {}  # node -> until when its drives get a message each
+        self._offered: dict[int, tuple[Group, float]] = {}  # pool -> the newest offer, and until when it is reused
+        self._turn = 0
+
+    async def write(self, draft: Draft, order: Order) -> Written:
+        """Store one chunk. Raises NoSpace, or Unavailable after every group tried had too few drives that answer."""
+        avoid: set[bytes] = set()
+        failures: list[ClusterError] = []
+        for patience in range(1, ATTEMPTS + 1):
+            group = await self._choose(order.pool, avoid)
+            attempt = _Attempt(ChunkId(self._catalog.session, self._catalog.next_counter()), group)
+            nonce = self._random.randbytes(16)
+            try:
+                identity = Identity(self._cluster, attempt.chunk, nonce)
+                files = await self._executor.run(build_files, draft, order, group, identity)
+                self._launch(attempt, files, order.reserve_class)
+                await self._wait(attempt, sum(len(header) + len(body) for header, body in files), patience)
+            except BaseException:
+                self._background.start(self._abandon, attempt)
+                raise
+            if attempt.enough:
+                kind = order.kind
+                new = NewChunk(attempt.chunk, nonce, group.id, group.digest, draft.length, attempt.missing, kind)
+                return Written(new, group)
+            self._background.start(self._abandon, attempt)
+            avoid |= self._blame(attempt)
+            failures = list(attempt.failed.values())
+        raise _summary(failures)
+
+    # ---- choosing -------------------------------------------------------------------------------------------
+
+    async def _choose(self, pool: int, avoid: set[bytes]) -> Group:
+        """An open group whose drives all seem well, else one that the catalog offers without those that do not."""
+        groups = self._catalog.open_groups(pool)
+        bad = avoid | self._unwell(groups)
+        whole = [group for group in groups if bad.isdisjoint(group.drives)]
+        if whole:
+            self._turn += 1
+            return whole[self._turn % len(whole)]
+        offered, until = self._offered.get(pool, (None, 0.0))
+        if offered is not None and until > trio.current_time() and bad.isdisjoint(offered.drives):
+            return offered
+        try:
+            group = await self._catalog.offer(pool, without=frozenset(bad))
+            self._offered[pool] = (group, trio.current_time() + SUSPECT_S)
+            return group
+        except (NoSpace, Unavailable):
+            rest = [(sum(drive in bad for drive in group.drives), group) for group in groups]
+            rest = [(gone, group) for gone, group in rest if len(group.drives) - gone >= quorum(group.profile)]
+            if not rest:
+                raise
+            return min(rest, key=lambda entry: entry[0])[1]
+
+    def _unwell(self, groups: Sequence[Group]) -> set[bytes]:
+        now = trio.current_time()
+        self._suspects = {drive: until for drive, until in self._suspects.items() if until > now}
+        down = {drive for group in groups for drive in group.drives if not self._nodes.is_up(drive)}
+        return down | set(self._suspects)
+
+    def _blame(self, attempt: _Attempt) -> set[bytes]:
+        """The drives to do without: those that failed, or whose own message got no answer."""
+        drives = attempt.group.drives
+        blamed = {drives[index] for index in attempt.failed}
+        now = trio.current_time()
+        for index in attempt.pending:
+            node = self._nodes.node_of(drives[index]) or drives[index]
+            alone = sum(self._nodes.node_of(drive) == node for drive in drives) <= 1
+            if alone or self._solo.get(node, 0.0) > now:
+                blamed.add(drives[index])
+            else:  # one message for several drives: which of them hangs is seen when each gets its own
+                self._solo[node] = now + SOLO_S
+        self._suspects.update(dict.fromkeys(blamed, now + SUSPECT_S))
+        return blamed
+
+    # ---- sending --------------------------------------------------------------------------------------------
+
+    def _launch(self, attempt: _Attempt, files: Sequence[ShardFile], reserve_class: int) -> None:
+        attempt.pending = set(range(len(files)))
+        for indices in self._messages(attempt.group.drives):
+            attempt.sends += 1
+            self._background.start(self._send, attempt, indices, files, reserve_class)
+
+    def _messages(self, drives: Sequence[bytes]) -> list[list[int]]:
+        """Which indices travel together: one message per node, or per drive while the node is suspected."""
+        now = trio.current_time()
+        messages: dict[bytes, list[int]] = {}
+        for index, drive in enumerate(drives):
+            node = self._nodes.node_of(drive) or drive
+            messages.setdefault(drive if self._solo.get(node, 0.0) > now else node, []).append(index)
+        return list(messages.values())
+
+    async def _send(self, attempt: _Attempt, indices: list[int], files: Sequence[ShardFile], reserve: int) -> None:
+        drives = attempt.group.drives
+        began = trio.current_time()
+        puts = tuple(
+            PutShard(drives[index], attempt.chunk, index, len(files[index][0]) + len(files[index][1]), False, reserve)
+            for index in indices
+        )
+        try:
+            payload = [part for index in indices for part in files[index]]
+            reply = await self._nodes.call(drives[indices[0]], PutShards(puts), payload)
+            if not isinstance(reply.answer, Outcomes) or len(reply.answer.outcomes) != len(indices):
+                raise Unavailable("a node gave an answer of the wrong kind to a put")
+            for index, outcome in zip(indices, reply.answer.outcomes, strict=True):
+                attempt.note(index, outcome.error())
+            self._latencies[sum(put.length for put in puts) > SMALL_BYTES].add(trio.current_time() - began)
+        except ClusterError as error:
+            for index in indices:
+                attempt.note(index, error)
+        finally:
+            attempt.sends -= 1
+            attempt.wake()
+
+    async def _wait(self, attempt: _Attempt, size_bytes: int, patience: int) -> None:
+        """Until all are durable; or the bounded wait is over and enough are; or enough cannot be reached."""
+        began = trio.current_time()
+        wait_s = put_wait_s(self._latencies[size_bytes > SMALL_BYTES])
+        limit_s = patience * (3 * wait_s + size_bytes / SLOWEST_BYTES_S)
+        while attempt.pending and not attempt.hopeless:
+            until = began + (wait_s if attempt.enough else limit_s)
+            with trio.move_on_at(until) as scope:
+                await attempt.changed.wait()
+            if scope.cancelled_caught and (attempt.enough or until >= began + limit_s):
+                break
+        if attempt.enough and attempt.missing:
+            self._blame(attempt)
+
+    async def _abandon(self, attempt: _Attempt) -> None:
+        """Give the id up once nothing of it is on its way (a shard that lands later is an orphan, found later)."""
+        with trio.move_on_after(ABANDON_S):
+            while attempt.sends:
+                await attempt.changed.wait()
+        self._catalog.give_up(attempt.chunk)
+
+
+def _summary(failures: Sequence[ClusterError]) -> ClusterError:
+    full = sum(isinstance(error, NoSpace) for error in failures)
+    if full and full * 2 >= len(failures):
+        return NoSpace(str(next(error for error in failures if isinstance(error, NoSpace))))
+    texts = sorted({str(error) for error in failures})
+    return Unavailable("too few drives took the chunk: " + ("; ".join(texts) or "no answer in time"))
