@@ -97,6 +97,15 @@ def require_references(tx: Tx, chunk: ChunkId) -> None:
         raise MetadataError(CHUNK_REFUSED, f"chunk {chunk} has no references any more")
 
 
+def add_missing(tx: Tx, chunk: ChunkId, index: int, drive: bytes) -> bool:
+    """A place was found empty or corrupt: into the repair queue, if the row still puts that index on that drive."""
+    placed = placed_of(tx, chunk)
+    if placed is None or not 0 <= index < len(placed.group.drives) or placed.group.drives[index] != drive:
+        return False
+    sql = "UPDATE chunks SET missing = missing | ?1 WHERE session = ?2 AND counter = ?3 AND missing & ?1 = 0"
+    return bool(tx.run(sql, 1 << index, chunk.session, chunk.counter))
+
+
 def length_of(tx: Tx, chunk: ChunkId) -> int:
     row = tx.one("SELECT length FROM chunks WHERE session = ? AND counter = ?", chunk.session, chunk.counter)
     if row is None:

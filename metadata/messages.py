@@ -791,6 +791,7 @@ class Welcome(Message, tag="welcome"):
     timeout_s: float  # T
     seq: int
     run_lock: str = ""  # path (relative to the data directory) of the lock that proves this session's life
+    incarnation: bytes = b""  # of this server's life; leases of another one are void
 
 
 class Heartbeat(Message, tag="heartbeat"):
@@ -800,6 +801,7 @@ class Heartbeat(Message, tag="heartbeat"):
     floor: int
     given_up: tuple[int, ...] = ()
     oldest_read_seq: int = 0  # 0 = none is running
+    incarnation: bytes = b""  # of the server whose leases it holds: another one's have all been dropped here
 
 
 class Pulse(Message, tag="pulse"):
@@ -808,6 +810,7 @@ class Pulse(Message, tag="pulse"):
     groups: tuple[Group, ...]
     cluster_map: ClusterMap | None = None  # when it changed since the last heartbeat
     down: tuple[bytes, ...] = ()  # drives
+    incarnation: bytes = b""
 
 
 class Goodbye(Message, tag="goodbye"):

@@ -43,7 +43,7 @@ class Reader:
 class Tx(Reader):
     """One call's part of the batch. Operations raise messages.MetadataError to refuse the whole call."""
 
-    __slots__ = ("_admitted", "_db", "chunks", "touched")
+    __slots__ = ("_admitted", "_db", "chunks", "created", "touched")
 
     def __init__(
         self,
@@ -58,6 +58,7 @@ class Tx(Reader):
         self._db = db
         self.chunks: Mapping[ChunkId, NewChunk] = chunks if chunks is not None else {}
         self.touched: set[tuple[int, bytes]] = set()
+        self.created = 0  # inode that the last Create of this list made or found: what `ino` 0 means
         self._admitted: set[ChunkId] = set()
 
     def run(self, sql: str, *args: Any) -> int:
@@ -66,8 +67,7 @@ class Tx(Reader):
         return self._db.changes()
 
     def next_id(self, counter: str) -> int:
-        """The next id of a counter (from 1). Never given twice, even when the call that took it is refused later
-        than others' that took more: a refused call's ids are simply given again to the next."""
+        """The next id of a counter (from 1). A refused call's ids are given to the next one; a committed id never is."""
         row = self.one(
             "INSERT INTO counters (name, value) VALUES (?, 1) "
             "ON CONFLICT (name) DO UPDATE SET value = value + 1 RETURNING value",

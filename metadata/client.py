@@ -1,0 +1,470 @@
+"""The metadata client: one session, calls that are executed once, queries, the cluster's Catalog.
+
+    connecting --Welcome--> live --T/2 without an answer--> lapsed (leases unused, calls wait) --answer--> live
+                             `--SESSION_ENDED / Ended--> ended (on_ended; unflushed data is lost) --Hello--> live anew
+
+Invariants:
+1. A call keeps (session, slot, number) until it is answered: sent again after a lost connection it is executed once.
+2. A lease is usable for T/2 from the sending of the last answered heartbeat, by a clock that runs during suspension,
+   and only for the server life (incarnation) that granted it.
+3. An answer whose lease was recalled while it travelled comes without the lease.
+4. A chunk counter is given once; the floor rises only past counters that were settled or given up.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import msgspec
+import trio
+
+from trivium.cluster.clock import Clock, Random
+from trivium.cluster.errors import ClusterError, Unavailable
+from trivium.cluster.model import ChunkId, ClusterMap, Group, NewChunk, Placed
+from trivium.cluster.transport.interface import Connection
+from trivium.cluster.wire import Service
+from trivium.metadata import granting, messages
+from trivium.metadata.counters import Counters
+from trivium.metadata.messages import RETRY, SESSION_ENDED, MetadataError
+
+RETRY_FIRST_S = 0.01
+RETRY_MOST_S = 0.5
+LOCATED_MAX = 20_000  # rows in the locate cache
+
+OnRecall = Callable[[int, bytes], Awaitable[bool]]
+
+
+async def _nothing_held(ino: int, name: bytes) -> bool:
+    return False
+
+
+class MetadataClient:
+    def __init__(
+        self,
+        connect: Callable[[], Awaitable[Connection]],
+        *,
+        client: str,
+        random: Random,
+        clock: Clock,
+        on_recall: OnRecall | None = None,
+        on_ended: Callable[[str], None] | None = None,
+        on_lapsed: Callable[[], None] | None = None,
+        io_timeout: float | None = None,
+        slots: int = 16,
+        run_directory: str | None = None,
+    ) -> None:
+        """`on_recall(ino, name)` flushes and drops what is cached; `on_lapsed()` drops all that leases allowed to be
+        cached (T/2 without an answer, or a restarted server); `on_ended(why)` as well, and dirty data is lost.
+        `io_timeout`: seconds that requests wait for an absent server (None: for ever). `run_directory`: the data
+        directory, where a lock proves this session's life to a server on the same host."""
+        self._connect = connect
+        self._client = client
+        self._random = random
+        self._clock = clock
+        self._on_recall = on_recall or _nothing_held
+        self._on_ended = on_ended or (lambda why: None)
+        self._on_lapsed = on_lapsed or (lambda: None)
+        self._io_timeout = io_timeout
+        self._run_directory = run_directory
+        self._connection: Connection | None = None
+        self._connecting = trio.Lock()
+        self._slot_count = slots
+        self._numbers: list[int] = []
+        self._free_slots: list[int] = []
+        self._slot_waiters = trio.lowlevel.ParkingLot()
+        self._welcome: messages.Welcome | None = None
+        self._live = trio.Event()
+        self._renew = trio.Event()  # the session has ended: say Hello again
+        self._why_ended = ""
+        self._incarnation = b""
+        self._answered_s = float("-inf")  # boot time at which the last answered heartbeat was sent
+        self._lapsed = True
+        self._map = ClusterMap()
+        self._groups: tuple[Group, ...] = ()
+        self._placed: dict[ChunkId, Placed] = {}
+        self._counters = Counters()
+        self._recalls_seen: list[int] = []  # inodes, in the order of their recalls, while queries are in flight
+        self._asking = 0
+        self._life: trio.CancelScope | None = None
+        self._lock_fd = -1
+        self.down: frozenset[bytes] = frozenset()
+        self.seq = 0
+        self.on_map: Callable[[ClusterMap, frozenset[bytes]], None] | None = None
+        self.oldest_read_seq: Callable[[], int] = lambda: 0
+
+    # ---- life -----------------------------------------------------------------------------------------------
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Keep a session alive until cancelled; a new one follows when it ends. Goodbye at the end."""
+        started = False
+        try:
+            while True:
+                await self._hello()
+                if not started:
+                    task_status.started()
+                    started = True
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._heartbeats)
+                    nursery.start_soon(self._events)
+                    await self._renew.wait()
+                    nursery.cancel_scope.cancel()
+                self._forget_session()
+                self._on_ended(self._why_ended)
+        finally:
+            with trio.move_on_after(1) as scope:
+                scope.shield = True
+                await self._goodbye()
+
+    async def _hello(self) -> None:
+        hello = messages.Hello(self._client, socket.gethostname(), os.getpid())
+        sent_s = self._clock.boot_s()
+        answer = await self._request(hello, wait_for_ever=True)
+        assert isinstance(answer, messages.Welcome)
+        self._welcome = answer
+        self._numbers = [0] * self._slot_count
+        self._free_slots = list(reversed(range(self._slot_count)))
+        self._counters = Counters()
+        self._renew = trio.Event()
+        self._incarnation = answer.incarnation
+        self._answered(sent_s)
+        self._heard(answer.cluster_map, answer.groups, frozenset(), answer.seq)
+        self._live.set()
+        self._slot_waiters.unpark_all()
+
+    def _forget_session(self) -> None:
+        self._live = trio.Event()
+        self._welcome = None
+        self._lapsed = True
+        self._placed.clear()
+        self._slot_waiters.unpark_all()
+
+    def _ended(self, session: int, why: str) -> None:
+        if self._welcome is not None and self._welcome.session == session and not self._renew.is_set():
+            self._why_ended = why
+            self._lapsed = True
+            self._renew.set()
+
+    async def _goodbye(self) -> None:
+        if self._welcome is not None and self._connection is not None:
+            goodbye = messages.Goodbye(self._welcome.session)
+            try:
+                await self._connection.request(Service.METADATA, messages.encode(goodbye))
+            except ClusterError:
+                pass
+        if self._connection is not None:
+            await self._connection.aclose()
+
+    # ---- heartbeats and events ------------------------------------------------------------------------------
+
+    async def _heartbeats(self) -> None:
+        assert self._welcome is not None
+        period_s = self._welcome.timeout_s / 8
+        session = self._welcome.session
+        while True:
+            with trio.move_on_after(period_s):
+                await self._lapse_watch()
+            again = True
+            while again:
+                again = await self._heartbeat(session)
+
+    async def _lapse_watch(self) -> None:
+        """Until cancelled; marks the moment at which leases must not be used any more."""
+        while True:
+            left_s = self._lease_left_s()
+            if left_s <= 0 and not self._lapsed:
+                self._lapse()
+            await trio.sleep(max(left_s, 0.05))
+
+    async def _heartbeat(self, session: int) -> bool:
+        """One heartbeat. True: send another at once (what an earlier server granted has just been dropped)."""
+        sent_s = self._clock.boot_s()
+        given_up = self._counters.take_given_up()
+        beat = messages.Heartbeat(session, self._counters.floor, given_up, self.oldest_read_seq(), self._incarnation)
+        with trio.move_on_after(max(0.05, self._lease_left_s())) as scope:
+            answer = await self._send(beat)
+        if scope.cancelled_caught or isinstance(answer, Unavailable):
+            self._counters.put_back_given_up(given_up)
+            if self._lease_left_s() <= 0 and not self._lapsed:
+                self._lapse()
+            return False
+        if isinstance(answer, messages.Failed):
+            if answer.code == SESSION_ENDED:
+                self._ended(session, answer.text)
+            return False
+        assert isinstance(answer, messages.Pulse)
+        self._heard(answer.cluster_map, answer.groups, frozenset(answer.down), answer.seq)
+        if answer.incarnation != self._incarnation:
+            self._lapse()
+            self._incarnation = answer.incarnation
+            return True
+        self._answered(sent_s)
+        return False
+
+    def _answered(self, sent_s: float) -> None:
+        self._answered_s = sent_s
+        self._lapsed = False
+
+    def _lapse(self) -> None:
+        self._lapsed = True
+        self._answered_s = float("-inf")
+        self._recalls_seen.append(-1)  # answers on their way lose their leases
+        self._on_lapsed()
+
+    def _heard(
+        self, cluster_map: ClusterMap | None, groups: tuple[Group, ...], down: frozenset[bytes], seq: int
+    ) -> None:
+        changed = down != self.down or (cluster_map is not None and cluster_map != self._map)
+        if cluster_map is not None:
+            self._map = cluster_map
+        self.down = down
+        self._groups = groups
+        self.seq = max(self.seq, seq)
+        if changed and self.on_map is not None:
+            self.on_map(self._map, down)
+
+    async def _events(self) -> None:
+        assert self._welcome is not None
+        session = self._welcome.session
+        body = messages.encode(messages.Events(session))
+        pause_s = RETRY_FIRST_S
+        async with trio.open_nursery() as nursery:
+            while True:
+                try:
+                    connection = await self._connected()
+                    async for event in connection.subscribe(Service.METADATA, body):
+                        pause_s = RETRY_FIRST_S
+                        self._event(nursery, session, messages.decode_event(event))
+                except ClusterError:
+                    pass
+                await trio.sleep(pause_s)
+                pause_s = min(RETRY_MOST_S, pause_s * 2)
+
+    def _event(self, nursery: trio.Nursery, session: int, event: messages.Event) -> None:
+        if isinstance(event, messages.Ended):
+            self._ended(session, event.why)
+        else:
+            if self._asking:
+                self._recalls_seen.append(event.ino)
+            nursery.start_soon(self._recall, session, event)
+
+    async def _recall(self, session: int, recall: messages.Recall) -> None:
+        held = await self._on_recall(recall.ino, recall.name)
+        await self._request(messages.Recalled(session, recall.recall, held), wait_for_ever=True)
+
+    # ---- requests -------------------------------------------------------------------------------------------
+
+    async def call(self, *operations: Any, chunks: Sequence[NewChunk] = ()) -> tuple[Any, ...]:
+        """Execute all of the operations or none, once. Answers their values in order. MetadataError; Unavailable
+        only after `io_timeout` (the outcome is then unknown)."""
+        await self._until_live()
+        slot = await self._take_slot()
+        assert self._welcome is not None
+        session = self._welcome.session
+        try:
+            self._numbers[slot] += 1
+            request = messages.Call(session, slot, self._numbers[slot], operations, tuple(chunks))
+            answer = await self._request(request)
+        except BaseException:
+            self._lose_slot(session, slot)
+            raise
+        self._give_slot(session, slot)
+        self._raise_if_failed(session, answer)
+        assert isinstance(answer, messages.Results)
+        self.seq = max(self.seq, answer.seq)
+        return tuple(_typed(operation, value) for operation, value in zip(operations, answer.values, strict=True))
+
+    async def ask(self, query: Any) -> Any:
+        """Answer of one query, typed. MetadataError; Unavailable after `io_timeout`."""
+        await self._until_live()
+        assert self._welcome is not None
+        session = self._welcome.session
+        start = len(self._recalls_seen)
+        self._asking += 1
+        try:
+            answer = await self._request(messages.Ask(session, query))
+            self._raise_if_failed(session, answer)
+            assert isinstance(answer, messages.Results)
+            value = _typed(query, answer.values[0])
+            if granting.wanted(query):
+                value = self._check_lease(query, value, session, start)
+        finally:
+            self._asking -= 1
+            if not self._asking:
+                self._recalls_seen.clear()
+        return value
+
+    def _check_lease(self, query: Any, value: Any, session: int, start: int) -> Any:
+        seen = set(self._recalls_seen[start:])
+        ended = self._welcome is None or self._welcome.session != session
+        if not self.leases_usable() or ended or -1 in seen:
+            return granting.mark(query, value, lambda ino: False)
+        return granting.strip(query, value, seen) if seen else value
+
+    async def admin(self, command: str, **arguments: Any) -> Any:
+        answer = await self._request(messages.Admin(command, arguments))
+        self._raise_if_failed(0, answer)
+        assert isinstance(answer, messages.AdminAnswer)
+        return answer.value
+
+    async def give_back(self, inos: Sequence[int]) -> None:
+        """Return leases unasked (forgotten inodes)."""
+        await self._until_live()
+        await self._request(messages.Return(self.session, tuple(inos)))
+
+    def leases_usable(self) -> bool:
+        """Whether leases may still be relied upon: ask before each use of something cached."""
+        return not self._lapsed and self._lease_left_s() > 0
+
+    def _lease_left_s(self) -> float:
+        if self._welcome is None:
+            return 0.0
+        return self._answered_s + self._welcome.timeout_s / 2 - self._clock.boot_s()
+
+    async def _until_live(self) -> None:
+        if not self._live.is_set():
+            with _limit(self._io_timeout):
+                await self._live.wait()
+
+    async def _request(self, request: Any, *, wait_for_ever: bool = False) -> Any:
+        """Send until answered; waits while nobody answers or the server is not ready."""
+        timeout_s = None if wait_for_ever else self._io_timeout
+        pause_s = RETRY_FIRST_S
+        with _limit(timeout_s):
+            while True:
+                answer = await self._send(request)
+                if not isinstance(answer, Unavailable):
+                    if not (isinstance(answer, messages.Failed) and answer.code == RETRY):
+                        return answer
+                await trio.sleep(pause_s * (0.5 + self._random.random()))
+                pause_s = min(RETRY_MOST_S, pause_s * 2)
+
+    async def _send(self, request: Any) -> Any:
+        """The decoded answer, or (not raised) Unavailable."""
+        connection: Connection | None = None
+        try:
+            connection = await self._connected()
+            reply = await connection.request(Service.METADATA, messages.encode(request))
+            return messages.decode_answer(reply.body)
+        except Unavailable as error:
+            if connection is not None and self._connection is connection:
+                self._connection = None
+                await connection.aclose()
+            return error
+
+    async def _connected(self) -> Connection:
+        if self._connection is None:
+            async with self._connecting:
+                if self._connection is None:
+                    self._connection = await self._connect()
+        return self._connection
+
+    def _raise_if_failed(self, session: int, answer: Any) -> None:
+        if isinstance(answer, messages.Failed):
+            if answer.code == SESSION_ENDED:
+                self._ended(session, answer.text)
+            raise MetadataError(answer.code, answer.text, answer.index)
+
+    # ---- slots ----------------------------------------------------------------------------------------------
+
+    async def _take_slot(self) -> int:
+        while not self._free_slots or self._welcome is None:
+            await self._until_live()
+            if not self._free_slots:
+                await self._slot_waiters.park()
+        return self._free_slots.pop()
+
+    def _give_slot(self, session: int, slot: int) -> None:
+        if self._welcome is not None and self._welcome.session == session:
+            self._free_slots.append(slot)
+            self._slot_waiters.unpark()
+
+    def _lose_slot(self, session: int, slot: int) -> None:
+        """The call was given up without an answer: it may still run, so the slot's number cannot be used again, and
+        the next number of the slot is refused while it runs. A fresh slot takes its place."""
+        if self._welcome is not None and self._welcome.session == session:
+            self._numbers.append(0)
+            self._free_slots.append(len(self._numbers) - 1)
+            self._slot_waiters.unpark()
+
+    # ---- Catalog --------------------------------------------------------------------------------------------
+
+    @property
+    def session(self) -> int:
+        if self._welcome is None:
+            raise Unavailable("there is no session yet")
+        return self._welcome.session
+
+    def map(self) -> ClusterMap:
+        return self._map
+
+    def next_counter(self) -> int:
+        return self._counters.next()
+
+    def settle(self, chunk: ChunkId) -> None:
+        if self._welcome is not None and chunk.session == self._welcome.session:
+            self._counters.settle(chunk.counter)
+
+    def give_up(self, chunk: ChunkId) -> None:
+        if self._welcome is not None and chunk.session == self._welcome.session:
+            self._counters.give_up(chunk.counter)
+
+    def open_groups(self, pool: int) -> tuple[Group, ...]:
+        return tuple(group for group in self._groups if group.pool == pool)
+
+    async def offer(self, pool: int, without: frozenset[bytes] = frozenset()) -> Group:
+        await self._until_live()
+        answer = await self._request(messages.Offer(self.session, pool, tuple(sorted(without))))
+        self._raise_if_failed(self.session, answer)
+        assert isinstance(answer, messages.Offered)
+        others = tuple(g for g in self._groups if g.id != answer.group.id and without.isdisjoint(g.drives))
+        self._groups = (*others, answer.group)
+        return answer.group
+
+    async def locate(self, chunks: tuple[ChunkId, ...], *, fresh: bool = False) -> tuple[Placed | None, ...]:
+        wanted = [chunk for chunk in chunks if fresh or chunk not in self._placed]
+        found: dict[ChunkId, Placed | None] = {}
+        if wanted:
+            rows = await self.ask(messages.Locate(tuple(dict.fromkeys(wanted))))
+            found = dict(zip(dict.fromkeys(wanted), rows, strict=True))
+            self._remember(found)
+        return tuple(found[chunk] if chunk in found else self._placed[chunk] for chunk in chunks)
+
+    def _remember(self, found: dict[ChunkId, Placed | None]) -> None:
+        if len(self._placed) + len(found) > LOCATED_MAX:
+            self._placed.clear()
+        for chunk, placed in found.items():
+            if placed is None:
+                self._placed.pop(chunk, None)
+            else:
+                self._placed[chunk] = placed
+
+    async def report(self, chunk: ChunkId, index: int, drive: bytes, what: str) -> None:
+        await self._until_live()
+        self._placed.pop(chunk, None)
+        await self._request(messages.Report(self.session, chunk, index, drive, what))
+
+
+def _typed(request: Any, value: Any) -> Any:
+    wanted = messages.RESULT_TYPES.get(type(request))
+    return value if wanted is None else msgspec.convert(value, wanted)
+
+
+def _limit(timeout_s: float | None) -> Any:
+    """Unavailable instead of waiting longer than that."""
+    return _Limit(timeout_s)
+
+
+class _Limit:
+    def __init__(self, timeout_s: float | None) -> None:
+        self._scope = trio.CancelScope() if timeout_s is None else trio.move_on_after(timeout_s)
+
+    def __enter__(self) -> None:
+        self._scope.__enter__()
+
+    def __exit__(self, *exc: Any) -> None:
+        self._scope.__exit__(*exc)
+        if self._scope.cancelled_caught:
+            raise Unavailable("the metadata server did not answer in time")
