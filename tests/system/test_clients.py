@@ -86,7 +86,8 @@ def test_s3cmd(running: SystemPool, tree: Path, tmp_path: Path) -> None:
 
 
 def test_rclone(running: SystemPool, tree: Path, tmp_path: Path) -> None:
-    remote = {"TYPE": "s3", "PROVIDER": "Other", "ENV_AUTH": "true", "ENDPOINT": running.endpoint, "REGION": "us-east-1"}
+    remote = {"TYPE": "s3", "PROVIDER": "Other", "ENV_AUTH": "true", "REGION": "us-east-1"}
+    remote["ENDPOINT"] = running.endpoint
     running.env |= {f"RCLONE_CONFIG_T_{name}": value for name, value in remote.items()}
     running.env |= {"RCLONE_CONFIG": str(tmp_path / "rclone.conf"), "RCLONE_S3_UPLOAD_CUTOFF": "10M"}
     (tmp_path / "rclone.conf").touch()
