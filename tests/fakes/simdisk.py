@@ -26,7 +26,7 @@ class _File:
     def __init__(self, inode: int) -> None:
         self.inode = inode
         self.data = bytearray()
-        self.durable = b""
+        self.durable = bytearray()
         self.dirty: list[tuple[int, int]] = []  # changed (offset, length) since the last sync
         self.links = 0
         self.bad = False  # reading gives EIO
@@ -81,7 +81,8 @@ class SimFiles:
         """Rot: change bits of a file, on the disk and in the cache."""
         file = self._file(path)
         file.data[offset] ^= mask
-        file.durable = bytes(file.data[: len(file.durable)])
+        if offset < len(file.durable):
+            file.durable[offset] ^= mask
 
     def make_unreadable(self, path: str, bad: bool = True) -> None:
         self._file(path).bad = bad
@@ -283,7 +284,7 @@ class SimFiles:
         if self.fail_sync(file.inode):
             file.dirty.clear()  # the kernel forgets what it could not write, and would say "fine" next time
             raise _error(errno.EIO)
-        file.durable = bytes(file.data)
+        _apply(file)
         file.dirty.clear()
 
     def sync_folder(self, folder: int) -> None:
@@ -372,7 +373,7 @@ class SimFiles:
             if keep == "random":
                 for offset, length in file.dirty:
                     self._tear(file, after, offset, length)
-        file.data, file.durable = after, bytes(after)
+        file.data, file.durable = after, bytearray(after)
         file.dirty.clear()
 
     def _tear(self, file: _File, after: bytearray, offset: int, length: int) -> None:
@@ -489,6 +490,16 @@ class SimFiles:
             return
         for name, inner in found.entries.items():
             self._collect(inner, f"{path}/{name}", into)
+
+
+def _apply(file: _File) -> None:
+    """Bring the durable contents up to date, touching only what changed (log files are large, appends small)."""
+    durable, data = file.durable, file.data
+    del durable[len(data) :]
+    if len(durable) < len(data):
+        durable.extend(bytes(len(data) - len(durable)))
+    for offset, length in file.dirty:
+        durable[offset : offset + length] = data[offset : offset + length]
 
 
 def _parts(path: str) -> list[str]:
