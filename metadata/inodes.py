@@ -13,7 +13,8 @@ import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from trivium.metadata.messages import ROOT_INO, Attr, MetadataError
+from trivium.metadata import extents
+from trivium.metadata.messages import Attr, MetadataError
 
 if TYPE_CHECKING:
     from trivium.metadata.tx import Reader, Tx
@@ -135,12 +136,6 @@ def astuple(inode: Inode) -> tuple[object, ...]:
     return tuple(getattr(inode, name) for name in Inode.__slots__)
 
 
-def make_root(tx: Tx) -> None:
-    """The namespace's root directory: part of the first record of a cluster."""
-    inode = make(tx, stat.S_IFDIR | 0o755, parent=ROOT_INO, explicit=1)
-    assert inode.ino == ROOT_INO, "the root is the first inode"
-
-
 # ---- the end of inodes --------------------------------------------------------------------------------------
 
 
@@ -180,8 +175,6 @@ def remove_unless_held(tx: Tx, inode: Inode) -> None:
 
 def remove(tx: Tx, inode: Inode) -> None:
     """Delete the inode and all that hangs from it; large contents are doomed and go in steps."""
-    from trivium.metadata import content  # content builds on inodes
-
     ino = inode.ino
     tx.run("DELETE FROM inodes WHERE ino = ?", ino)
     tx.run("DELETE FROM xattrs WHERE ino = ?", ino)
@@ -190,7 +183,7 @@ def remove(tx: Tx, inode: Inode) -> None:
         tx.run("DELETE FROM buckets WHERE ino = ?", ino)
         tx.run("DELETE FROM bucket_config WHERE ino = ?", ino)
     elif inode.content:
-        content.drop(tx, inode.content)
+        extents.drop(tx, inode.content)
 
 
 def release(tx: Tx, ino: int, session: int) -> None:

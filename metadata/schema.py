@@ -20,7 +20,7 @@ CHUNK_COLUMNS: tuple[tuple[str, str, str], ...] = (
 
 TABLES = """
 CREATE TABLE counters (           -- ids are taken from here, never from rowids
-  name TEXT NOT NULL PRIMARY KEY, -- inode, content, dirent, blob, part, upload, group, volume, snapshot, pool, segment, map
+  name TEXT NOT NULL PRIMARY KEY, -- inode content dirent blob part upload group volume snapshot pool segment map
   value INTEGER NOT NULL          -- the last one given
 ) WITHOUT ROWID;
 
@@ -243,6 +243,7 @@ CREATE TABLE uploads (
   done BLOB NOT NULL,             -- the answer (ObjectInfo) once it is completed, kept a while for retries; content 0
   PRIMARY KEY (bucket, key, id)
 ) WITHOUT ROWID;
+CREATE INDEX uploads_content ON uploads (content) WHERE content != 0;
 
 CREATE TABLE credentials (
   access_key TEXT NOT NULL PRIMARY KEY,

@@ -1,0 +1,53 @@
+"""The registry: which function executes which operation (on the writer) and answers which query (on a reader)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from trivium.metadata import (
+    buckets,
+    content,
+    directories,
+    listing,
+    messages,
+    objects,
+    uploads,
+)
+
+OPERATIONS: dict[type, Callable[[Any, Any], Any]] = {
+    messages.Create: directories.create,
+    messages.Link: directories.link,
+    messages.Unlink: directories.unlink,
+    messages.Rmdir: directories.rmdir,
+    messages.Write: content.write,
+    messages.Append: content.append,
+    messages.Truncate: content.truncate,
+    messages.Zero: content.zero,
+    messages.CloneRange: content.clone_range,
+    messages.CreateBucket: buckets.create_bucket,
+    messages.DeleteBucket: buckets.delete_bucket,
+    messages.SetBucketConfig: buckets.set_bucket_config,
+    messages.PutObject: objects.put_object,
+    messages.DeleteObject: objects.delete_object,
+    messages.CopyObject: objects.copy_object,
+    messages.SetObjectMeta: objects.set_object_meta,
+    messages.CreateUpload: uploads.create_upload,
+    messages.PutPart: uploads.put_part,
+    messages.CopyPart: uploads.copy_part,
+    messages.CompleteUpload: uploads.complete_upload,
+    messages.AbortUpload: uploads.abort_upload,
+}
+
+QUERIES: dict[type, Callable[[Any, Any], Any]] = {
+    messages.Lookup: directories.lookup,
+    messages.ReadDir: directories.readdir,
+    messages.GetLayout: content.layout,
+    messages.GetBucket: buckets.get_bucket,
+    messages.ListBuckets: buckets.list_buckets,
+    messages.HeadObject: objects.head_object,
+    messages.ListObjects: listing.list_objects,
+    messages.ListUploads: uploads.list_uploads,
+    messages.GetUpload: uploads.get_upload,
+    messages.ListParts: uploads.list_parts,
+}
