@@ -3,23 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from trivium.cluster.model import Placed
 from trivium.metadata import (
+    accounts,
+    attributes,
     buckets,
+    chunkrows,
     content,
     directories,
     listing,
     messages,
     objects,
+    renaming,
+    space,
     uploads,
 )
+
+if TYPE_CHECKING:
+    from trivium.metadata.tx import Reader
+
+
+def locate(reader: Reader, query: messages.Locate) -> tuple[Placed | None, ...]:
+    return chunkrows.locate(reader, query.chunks)
+
 
 OPERATIONS: dict[type, Callable[[Any, Any], Any]] = {
     messages.Create: directories.create,
     messages.Link: directories.link,
     messages.Unlink: directories.unlink,
     messages.Rmdir: directories.rmdir,
+    messages.Rename: renaming.rename,
+    messages.SetAttr: attributes.set_attr,
+    messages.SetXattr: attributes.set_xattr,
+    messages.RemoveXattr: attributes.remove_xattr,
+    messages.Hold: attributes.hold,
+    messages.Release: attributes.release,
     messages.Write: content.write,
     messages.Append: content.append,
     messages.Truncate: content.truncate,
@@ -37,12 +57,16 @@ OPERATIONS: dict[type, Callable[[Any, Any], Any]] = {
     messages.CopyPart: uploads.copy_part,
     messages.CompleteUpload: uploads.complete_upload,
     messages.AbortUpload: uploads.abort_upload,
+    messages.SetCredential: accounts.set_credential,
 }
 
 QUERIES: dict[type, Callable[[Any, Any], Any]] = {
     messages.Lookup: directories.lookup,
+    messages.GetAttr: attributes.get_attr,
     messages.ReadDir: directories.readdir,
     messages.GetLayout: content.layout,
+    messages.ListXattrs: attributes.list_xattrs,
+    messages.StatFs: space.statfs,
     messages.GetBucket: buckets.get_bucket,
     messages.ListBuckets: buckets.list_buckets,
     messages.HeadObject: objects.head_object,
@@ -50,4 +74,6 @@ QUERIES: dict[type, Callable[[Any, Any], Any]] = {
     messages.ListUploads: uploads.list_uploads,
     messages.GetUpload: uploads.get_upload,
     messages.ListParts: uploads.list_parts,
+    messages.GetCredential: accounts.get_credential,
+    messages.Locate: locate,
 }
