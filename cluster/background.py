@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from typing import TypeVarTuple, Unpack
+from typing import TypeVar, TypeVarTuple, Unpack
 
 import trio
 
+from trivium.cluster.errors import ClusterError, Unavailable
+
+T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 log = logging.getLogger(__name__)
@@ -36,6 +39,30 @@ class Background:
             self._nursery.start_soon(_quietly, fn, args)
         else:
             trio.lowlevel.spawn_system_task(_quietly, fn, args)
+
+    async def within(self, seconds: float, fn: Callable[[Unpack[Ts]], Awaitable[T]], *args: *Ts) -> T:
+        """`await fn(*args)`, but not for longer than `seconds`: then it goes on alone and Unavailable is raised.
+
+        A cancel scope would not do: a call into a thread that hangs on its disk cannot be cancelled.
+        """
+        done = trio.Event()
+        results: list[T] = []
+        errors: list[ClusterError] = []
+
+        async def work() -> None:
+            try:
+                results.append(await fn(*args))
+            except ClusterError as error:
+                errors.append(error)
+            finally:
+                done.set()
+
+        self.start(work)
+        with trio.move_on_after(seconds):
+            await done.wait()
+        if results:
+            return results[0]
+        raise errors[0] if errors else Unavailable(f"no answer within {seconds:g} s")
 
 
 async def _quietly(fn: Callable[..., Awaitable[object]], args: tuple[object, ...]) -> None:

@@ -19,12 +19,13 @@ from dataclasses import dataclass
 import trio
 
 from trivium.cluster.clock import Executor
+from trivium.cluster.erasure import shard_size
 from trivium.cluster.errors import ClusterError, Corrupt, Unavailable
 from trivium.cluster.latency import Latencies
 from trivium.cluster.model import BLOCK, SHARD_ALIGN, Placed
 from trivium.cluster.nodes import Nodes
 from trivium.cluster.ranges import Blocks, Plan
-from trivium.cluster.shardfile import ShardHeader, header_extent, parse_header, verify_blocks
+from trivium.cluster.shardfile import ShardHeader, block_count, header_extent, parse_header, verify_blocks
 from trivium.cluster.wire import OpenShard, ReadShard, ShardData
 
 CAPACITY = 768  # cached shards; each local one holds a descriptor
@@ -113,7 +114,8 @@ class ShardReader:
 
     async def read_file(self, drive: bytes, placed: Placed, index: int) -> tuple[ShardHeader, memoryview]:
         """A whole shard, verified: its header and its body. By message, nothing cached (healing reads once)."""
-        reply = await self._nodes.call(drive, ReadShard(drive, placed.chunk, index, 0, -1, True))
+        size = shard_size(placed.length, placed.group.k)
+        reply = await self._nodes.call(drive, ReadShard(drive, placed.chunk, index, 0, block_count(size), True))
         if not isinstance(reply.answer, ShardData):
             raise Unavailable("a node gave an answer of the wrong kind to a read")
         payload, length = memoryview(reply.payload), reply.answer.header_length

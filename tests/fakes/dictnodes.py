@@ -57,7 +57,7 @@ class FakeDrive:
         return self.files[name]
 
 
-class FakeNodes:
+class DictNodes:
     """`local`: whether descriptors are passed (files in memory, by memfd)."""
 
     def __init__(self, cluster_map: ClusterMap, *, local: bool = False) -> None:
