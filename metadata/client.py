@@ -13,6 +13,7 @@ Invariants:
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from collections.abc import Awaitable, Callable, Sequence
@@ -150,10 +151,8 @@ class MetadataClient:
     async def _goodbye(self) -> None:
         if self._welcome is not None and self._connection is not None:
             goodbye = messages.Goodbye(self._welcome.session)
-            try:
+            with contextlib.suppress(ClusterError):
                 await self._connection.request(Service.METADATA, messages.encode(goodbye))
-            except ClusterError:
-                pass
         if self._connection is not None:
             await self._connection.aclose()
 
@@ -335,9 +334,9 @@ class MetadataClient:
         with _limit(timeout_s):
             while True:
                 answer = await self._send(request)
-                if not isinstance(answer, Unavailable):
-                    if not (isinstance(answer, messages.Failed) and answer.code == RETRY):
-                        return answer
+                not_ready = isinstance(answer, messages.Failed) and answer.code == RETRY
+                if not isinstance(answer, Unavailable) and not not_ready:
+                    return answer
                 await trio.sleep(pause_s * (0.5 + self._random.random()))
                 pause_s = min(RETRY_MOST_S, pause_s * 2)
 

@@ -12,7 +12,7 @@ from trivium.cluster.model import ClusterMap
 from trivium.metadata import database, maprows, migrations, schema
 from trivium.metadata.messages import ROOT_INO, Credential
 from trivium.metadata.metalog import MetaLog
-from trivium.metadata.records import Record, RecordKind, encode_migration
+from trivium.metadata.records import Record, RecordKind, encode_migration, make
 from trivium.metadata.tx import Tx
 from trivium.metadata.writer import append
 
@@ -35,7 +35,7 @@ async def form(db: apsw.Connection, metalog: MetaLog, seed: Seed, clock: Clock) 
     db.execute("BEGIN IMMEDIATE")
     try:
         migration = migrations.migrate(db, 1, lambda db: plant(Tx(db, now=clock.wall_ns(), seq=1), seed))
-        record = Record(1, RecordKind.MIGRATION, 1, metalog.last_hash, encode_migration(migration), seed.map.version)
+        record = _follows(metalog, encode_migration(migration), 1, seed.map.version)
         await append(metalog, record)
         database.set_applied(db, record.seq, record.hash)
         db.execute("COMMIT")
@@ -50,10 +50,21 @@ async def upgrade(db: apsw.Connection, metalog: MetaLog) -> None:
     for version in migrations.pending(db):
         db.execute("BEGIN IMMEDIATE")
         payload = encode_migration(migrations.migrate(db, version))
-        record = Record(metalog.last_seq + 1, RecordKind.MIGRATION, version, metalog.last_hash, payload)
+        record = _follows(metalog, payload, version, 0)
         await append(metalog, record)
         database.set_applied(db, record.seq, record.hash)
         db.execute("COMMIT")
+
+
+def _follows(metalog: MetaLog, payload: bytes, version: int, map_version: int) -> Record:
+    return make(
+        RecordKind.MIGRATION,
+        payload,
+        schema=version,
+        last_seq=metalog.last_seq,
+        last_hash=metalog.last_hash,
+        map_version=map_version,
+    )
 
 
 def plant(tx: Tx, seed: Seed) -> None:
@@ -61,8 +72,9 @@ def plant(tx: Tx, seed: Seed) -> None:
     tx.run("INSERT INTO settings (name, value) VALUES ('cluster', ?)", seed.cluster)
     tx.run("INSERT INTO settings (name, value) VALUES ('created', ?)", str(tx.now).encode())
     tx.run(
-        "INSERT INTO inodes (ino, mode, nlink, uid, gid, rdev, size, used, atime, mtime, ctime, btime, version, content,"
-        " cut, parent, explicit, target) VALUES (?1, ?2, 2, ?3, ?4, 0, 0, 0, ?5, ?5, ?5, ?5, 1, 0, -1, ?1, 1, x'')",
+        "INSERT INTO inodes (ino, mode, nlink, uid, gid, rdev, size, used, atime, mtime, ctime, btime, version,"
+        " content, cut, parent, explicit, target)"
+        " VALUES (?1, ?2, 2, ?3, ?4, 0, 0, 0, ?5, ?5, ?5, ?5, 1, 0, -1, ?1, 1, x'')",
         *(ROOT_INO, 0o40755, seed.uid, seed.gid, tx.now),
     )
     tx.run("INSERT INTO counters (name, value) VALUES ('inode', ?)", ROOT_INO)

@@ -73,7 +73,7 @@ class LeaseTable(LeaseCheck):
         holders = self._holders.get(ino)
         if not holders or (len(holders) == 1 and session in holders):
             return False
-        cleared = self._cleared.get((ino, name), frozenset())
+        cleared = self._cleared.get((ino, name), ())
         return any(holder != session and holder not in cleared for holder in tuple(holders))
 
     def _forget(self) -> None:
@@ -117,7 +117,7 @@ class LeaseTable(LeaseCheck):
         for ino, name in conflicts:
             if name and ino in whole:
                 continue
-            cleared = self._cleared.get((ino, name), frozenset())
+            cleared = self._cleared.get((ino, name), ())
             holders = self._holders.get(ino, {})
             for holder, count in holders.items():
                 if holder != session and holder not in cleared:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
 from trivium.metadata.records import Record
@@ -33,3 +33,51 @@ class MetaLog(Protocol):
         ...
 
     async def close(self) -> None: ...
+
+
+class RecordLog(Protocol):
+    """What this adapter uses of cluster.log.LogWriter."""
+
+    @property
+    def last_seq(self) -> int: ...
+
+    @property
+    def last_hash(self) -> bytes: ...
+
+    async def append(self, records: Sequence[Record]) -> None: ...
+
+    def read(self, from_seq: int) -> AsyncIterator[Record]: ...
+
+    async def trim(self, upto: int) -> None: ...
+
+    async def close(self) -> None: ...
+
+
+class ClusterLog:
+    """The cluster's replicated log as a MetaLog. Appending a record that is the last durable one is a success: so a
+    caller in doubt may simply repeat itself."""
+
+    def __init__(self, log: RecordLog) -> None:
+        self._log = log
+
+    @property
+    def last_seq(self) -> int:
+        return self._log.last_seq
+
+    @property
+    def last_hash(self) -> bytes:
+        return self._log.last_hash
+
+    async def append(self, record: Record) -> None:
+        if record.seq == self._log.last_seq and record.hash == self._log.last_hash:
+            return
+        await self._log.append((record,))
+
+    def read(self, from_seq: int) -> AsyncIterator[Record]:
+        return self._log.read(from_seq)
+
+    async def trim(self, upto: int) -> None:
+        await self._log.trim(upto)
+
+    async def close(self) -> None:
+        await self._log.close()

@@ -1,22 +1,20 @@
 """Records of the metadata log: what one batch of operations did, or one step of the schema.
 
-A record is chained to the one before by hash, so that a log, a dump and a database file either fit together exactly or
-visibly do not. The log's own framing (magic, CRC) is the cluster's; a Record is what it carries.
+A record is the cluster's LogRecord: chained to the one before by hash, so that a log, a dump and a database file
+either fit together exactly or visibly do not. Here is what its payload says.
 """
 
 from __future__ import annotations
 
-import struct
-from dataclasses import dataclass
 from enum import IntEnum
 
 import msgspec
 
-from trivium.cluster.hashing import blake128
+from trivium.cluster.logfile import LogRecord
 
+Record = LogRecord
 RECORD_MAX = 1 << 20  # bytes of payload
 NO_HASH = bytes(16)  # what the first record is chained to
-_HEAD = struct.Struct("<QHHIQ")
 
 
 class RecordKind(IntEnum):
@@ -24,20 +22,19 @@ class RecordKind(IntEnum):
     MIGRATION = 2
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
-    seq: int
-    kind: int
-    schema: int  # version of the tables that the payload was made with
-    previous_hash: bytes
-    payload: bytes
-    map_version: int = 0
-
-    @property
-    def hash(self) -> bytes:
-        """Of everything that the record says; the next record carries it."""
-        head = _HEAD.pack(self.seq, self.kind, self.schema, 0, self.map_version)
-        return blake128(b"".join((head, self.previous_hash, self.payload)))
+def make(
+    kind: RecordKind, payload: bytes, *, schema: int, last_seq: int, last_hash: bytes, map_version: int = 0
+) -> Record:
+    """The record that follows record `last_seq`. `schema`: version of the tables that the payload needs."""
+    return Record(
+        seq=last_seq + 1,
+        kind=kind,
+        schema=schema,
+        flags=0,
+        map_version=map_version,
+        previous_hash=last_hash,
+        payload=payload,
+    )
 
 
 class Migration(msgspec.Struct, frozen=True, array_like=True):

@@ -28,7 +28,7 @@ def apply_record(db: apsw.Connection, record: Record) -> None:
             _migrate(db, record)
         elif record.kind == RecordKind.PATCHSET:
             _check_version(db, record, record.schema)
-            apply_patchset(db, record.seq, record.payload)
+            apply_patchset(db, record.seq, bytes(record.payload))
         else:
             raise ReplayFailed(f"record {record.seq} is of an unknown kind {record.kind}")
         database.set_applied(db, record.seq, record.hash)

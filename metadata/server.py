@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from typing import Any
+from typing import Any, assert_never
 
 import trio
 
@@ -239,6 +239,8 @@ class MetadataServer:
                 return DONE
             case messages.Admin():
                 return await self._admin(peer, request)
+            case _:
+                assert_never(request)
 
     async def _hello(self, peer: Peer, hello: messages.Hello) -> bytes:
         id = self._random.getrandbits(63) or 1

@@ -34,7 +34,7 @@ class Reader:
 
     def one(self, sql: str, *args: Any) -> Row | None:
         """The first row, or None."""
-        return self._execute(sql, args).fetchone()  # type: ignore[no-any-return]
+        return self._execute(sql, args).fetchone()
 
     def all(self, sql: str, *args: Any) -> list[Row]:
         return self._execute(sql, args).fetchall()
@@ -67,7 +67,7 @@ class Tx(Reader):
         return self._db.changes()
 
     def next_id(self, counter: str) -> int:
-        """The next id of a counter (from 1). A refused call's ids are given to the next one; a committed id never is."""
+        """The next id of a counter (from 1). A refused call's ids are given to the next; a committed one never is."""
         row = self.one(
             "INSERT INTO counters (name, value) VALUES (?, 1) "
             "ON CONFLICT (name) DO UPDATE SET value = value + 1 RETURNING value",

@@ -29,7 +29,7 @@ from trivium.cluster.model import ChunkId, NewChunk
 from trivium.metadata import database
 from trivium.metadata.messages import MetadataError
 from trivium.metadata.metalog import MetaLog
-from trivium.metadata.records import RECORD_MAX, Record, RecordKind
+from trivium.metadata.records import RECORD_MAX, Record, RecordKind, make
 from trivium.metadata.tx import Tx
 
 log = logging.getLogger(__name__)
@@ -199,12 +199,12 @@ class Writer:
             job.finish(outcome)
 
     async def _make_durable(self, batch: _Batch) -> None:
-        record = Record(
-            seq=self._log.last_seq + 1,
-            kind=RecordKind.PATCHSET,
+        record = make(
+            RecordKind.PATCHSET,
+            batch.patchset,
             schema=self.schema,
-            previous_hash=self._log.last_hash,
-            payload=batch.patchset,
+            last_seq=self._log.last_seq,
+            last_hash=self._log.last_hash,
             map_version=self._map_version(),
         )
         await append(self._log, record)
@@ -219,7 +219,7 @@ class Writer:
     # ---- on the writer thread -----------------------------------------------------------------------------
 
     def _apply(self, jobs: list[Job]) -> _Batch:
-        """BEGIN, run as many of the jobs as fit one record, take the patchset. Without one the transaction ends here."""
+        """BEGIN, run as many of the jobs as fit one record, take the patchset. Without one the transaction ends."""
         db = self._db
         seq = self._log.last_seq + 1
         self._now = now = max(self._now + 1, self._clock.wall_ns())

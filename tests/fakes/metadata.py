@@ -25,6 +25,7 @@ from trivium.metadata import database
 from trivium.metadata.client import MetadataClient
 from trivium.metadata.forming import Seed, form
 from trivium.metadata.messages import Credential
+from trivium.metadata.recovery import recover
 from trivium.metadata.server import MetadataServer
 
 CLUSTER = b"c" * 16
@@ -69,7 +70,7 @@ async def memory_metadata(
     known_operations, known_queries = default_operations()
     with tempfile.TemporaryDirectory() as temporary:
         path = str(Path(directory or temporary) / "trivium.db")
-        await _form(path, metalog, cluster_map or memory_map(), clock)
+        await recover_or_form(path, metalog, cluster_map or memory_map(), clock)
         server = MetadataServer(
             path,
             metalog,
@@ -97,13 +98,16 @@ async def memory_metadata(
             nursery.cancel_scope.cancel()
 
 
-async def _form(path: str, metalog: MemoryMetaLog, cluster_map: ClusterMap, clock: Clock) -> None:
-    db = database.open_writer(path)
-    try:
-        if database.schema_version(db) == 0 and metalog.last_seq == 0:
+async def recover_or_form(path: str, metalog: MemoryMetaLog, cluster_map: ClusterMap, clock: Clock) -> str:
+    """As a process does it: recovery; a new cluster when the log is empty."""
+    how = await recover(path, metalog, (), InlineExecutor())
+    if how == "new":
+        db = database.open_writer(path)
+        try:
             await form(db, metalog, Seed(CLUSTER, cluster_map, (CREDENTIAL,)), clock)
-    finally:
-        db.close()
+        finally:
+            db.close()
+    return how
 
 
 @asynccontextmanager
