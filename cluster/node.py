@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import TypeVar
 
 import msgspec
-import trio
 
 from trivium.cluster import wire
 from trivium.cluster.clock import Executor
@@ -94,7 +94,7 @@ class Node:
             raise
         except Exception as error:
             log.exception("%s failed", type(request).__name__)
-            raise ClusterError(f"internal error in the node: {type(error).__name__}: {error}") from error
+            raise _internal(error) from error
 
     async def aclose(self) -> None:
         """Close every drive (their locks are released)."""
@@ -205,7 +205,7 @@ class Node:
         try:
             return self._stores[drive]
         except KeyError:
-            raise Unavailable(f"drive {drive.hex()} is not on this node") from None
+            raise _elsewhere(drive) from None
 
     async def _one(self, fn: Callable[..., None], *args: object) -> Reply:
         outcome = wire.OK
@@ -219,34 +219,45 @@ class Node:
         self, entries: Sequence[Entry], parts: Sequence[memoryview], work: Work[Entry]
     ) -> Reply:
         """Run a list's entries, those of one drive in order, the drives in parallel; outcomes in list order."""
-        outcomes: list[Outcome] = [wire.OK] * len(entries)
         drives: dict[bytes, list[int]] = {}
-        for i, entry in enumerate(entries):
-            drives.setdefault(entry.drive, []).append(i)
-
-        async def run(drive: bytes, places: list[int]) -> None:
-            try:
-                store = self._store(drive)
-                results = await self._executor.run(work, store, [(entries[i], parts[i]) for i in places])
-            except ClusterError as error:
-                results = [error] * len(places)
-            except Exception as error:
-                log.exception("drive %s", drive.hex())
-                results = [ClusterError(f"internal error in the node: {type(error).__name__}: {error}")] * len(places)
-            for i, result in zip(places, results, strict=True):
-                if result is not None:
-                    outcomes[i] = Outcome.of(result)
-
-        if len(drives) == 1:
-            await run(*next(iter(drives.items())))
-        else:
-            async with trio.open_nursery() as nursery:
-                for drive, places in drives.items():
-                    nursery.start_soon(run, drive, places)
+        for place, entry in enumerate(entries):
+            drives.setdefault(entry.drive, []).append(place)
+        calls = [
+            partial(_on_drive, self._stores.get(drive), drive, work, [(entries[i], parts[i]) for i in places])
+            for drive, places in drives.items()
+        ]
+        outcomes: list[Outcome] = [wire.OK] * len(entries)
+        for places, results in zip(drives.values(), await self._executor.run_all(calls), strict=True):
+            for place, error in zip(places, results, strict=True):
+                if error is not None:
+                    outcomes[place] = Outcome.of(error)
         return _reply(wire.Outcomes(tuple(outcomes)))
 
 
 # ---- work of one drive, on its thread -----------------------------------------------------------------------
+
+
+def _on_drive(
+    store: Store | None, drive: bytes, work: Work[Entry], entries: list[tuple[Entry, memoryview]]
+) -> list[Result]:
+    """Never raises: an error of the whole drive is every entry's."""
+    if store is None:
+        return [_elsewhere(drive)] * len(entries)
+    try:
+        return work(store, entries)
+    except ClusterError as error:
+        return [error] * len(entries)
+    except Exception as error:
+        log.exception("drive %s", drive.hex())
+        return [_internal(error)] * len(entries)
+
+
+def _elsewhere(drive: bytes) -> Unavailable:
+    return Unavailable(f"drive {drive.hex()} is not on this node")
+
+
+def _internal(error: Exception) -> ClusterError:
+    return ClusterError(f"internal error in the node: {type(error).__name__}: {error}")
 
 
 def _each(calls: Iterable[Callable[[], None]]) -> list[Result]:
