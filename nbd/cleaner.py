@@ -1,0 +1,127 @@
+"""Gives space back: live blocks of mostly dead chunks are copied together, so that the old chunks can die.
+
+    pick the least live chunks -> read what is live -> put one new chunk of COPY entries -> commit its row
+    -> point the map to the copies, where it still points to the sources -> the next checkpoint lets the sources go
+
+Crash-safe at each step: a copy names its source's place in the map and applies only where the map still points there,
+in the running volume as in recovery; a source dies with a checkpoint that does not map it any more.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import trio
+
+from trivium.cluster.chunks import PieceData
+from trivium.cluster.errors import ChunkLost, Corrupt, NotFound, Unavailable
+from trivium.cluster.model import VOLUME_CHUNK_SIZE, ChunkKind, PieceFlag, Ref
+from trivium.nbd.core import ChunkInfo
+from trivium.nbd.journal import COPY, DATA, Piece, encode_table, table_bytes
+from trivium.nbd.map import BLOCK_SHIFT, entry_of
+from trivium.nbd.recovery import read_table
+
+if TYPE_CHECKING:
+    from trivium.nbd.volume import Volume
+
+LIVE_BELOW = 0.6
+PERIOD_S = 5.0
+RUN_BLOCKS = 256
+CLASS_CLEANING = 1
+COPY_BLOCKS_MAX = (VOLUME_CHUNK_SIZE >> BLOCK_SHIFT) - 32
+PIECES_MAX = 2048
+
+
+class Cleaner:
+    """One at a time per volume, on the event loop."""
+
+    def __init__(self, volume: Volume) -> None:
+        self._volume = volume
+
+    async def run(self) -> None:
+        while True:
+            await trio.sleep(PERIOD_S)
+            while await self.clean():
+                await trio.sleep(0.05)
+
+    def victims(self) -> list[ChunkInfo]:
+        """Chunks worth cleaning, least live first: together they fill at most one chunk, and free at least one."""
+        core = self._volume.core
+        with core.lock:
+            sparse = [
+                (core.base.live.get(info.number, 0), info)
+                for info in core.table.values()
+                if 0 < core.base.live.get(info.number, 0) < LIVE_BELOW * max(info.blocks, 1)
+            ]
+        sparse.sort(key=lambda pair: (pair[0] / max(pair[1].blocks, 1), pair[1].number))
+        chosen: list[ChunkInfo] = []
+        live = 0
+        for count, info in sparse:
+            if live + count > COPY_BLOCKS_MAX:
+                break
+            live += count
+            chosen.append(info)
+        return chosen if len(chosen) > 1 or sum(info.blocks for info in chosen) - live >= 256 else []
+
+    async def clean(self) -> int:
+        """One round. Returns how many blocks it moved."""
+        volume = self._volume
+        copies: list[tuple[int, int, int]] = []  # (block, blocks, source entry)
+        blocks = 0
+        for info in self.victims():
+            try:
+                live = await self._live_runs(info)
+            except (NotFound, ChunkLost, Corrupt, Unavailable):
+                continue
+            count = sum(run[1] for run in live)
+            if blocks + count > COPY_BLOCKS_MAX or len(copies) + len(live) > PIECES_MAX:
+                break
+            copies += live
+            blocks += count
+        if not copies:
+            return 0
+        try:
+            data = [await self._bytes_of(entry, count) for _, count, entry in copies]
+        except (NotFound, ChunkLost, Corrupt, Unavailable, KeyError):
+            return 0
+        return await self._store(copies, data, blocks) if volume.core.failed is None else 0
+
+    async def _store(self, copies: list[tuple[int, int, int]], data: list[memoryview], blocks: int) -> int:
+        volume = self._volume
+        core = volume.core
+        number = core.new_number()
+        pieces: list[Piece] = []
+        at = 0
+        for block, count, source in copies:
+            pieces.append((block, count, COPY, 0, at, source))
+            at += count
+        upto = core.upto
+        table = encode_table(volume.owner, number, upto + 1, upto, blocks, pieces)
+        assert (blocks << BLOCK_SHIFT) + table_bytes(len(pieces)) <= VOLUME_CHUNK_SIZE
+        piece = PieceData(volume.owner, 0, upto, [*data, table], flags=int(PieceFlag.COPY))
+        stored = await volume.keep_trying(
+            lambda: volume.chunks.put(
+                volume.pool, [piece], kind=ChunkKind.VOLUME, lease=volume.lease, reserve_class=CLASS_CLEANING
+            )
+        )
+        stored = await volume.commit_segment(stored, (volume.info.id, volume.lease, upto + 1, upto))
+        return core.commit_copy(ChunkInfo(number, stored.refs[0], upto + 1, upto, blocks), pieces)
+
+    async def _live_runs(self, info: ChunkInfo) -> list[tuple[int, int, int]]:
+        """(block, blocks, entry) of what the map still maps to this chunk."""
+        core = self._volume.core
+        table = await read_table(self._volume.chunks, info.ref)
+        live: list[tuple[int, int, int]] = []
+        for block, count, kind, _, position, _ in table.pieces:
+            if kind not in (DATA, COPY):
+                continue
+            shift = entry_of(info.number, position) - block
+            with core.lock:
+                runs = core.base.runs(block, count)
+            live += [run for run in runs if run[2] == shift + run[0]]
+        return live
+
+    async def _bytes_of(self, entry: int, count: int) -> memoryview:
+        ref = self._volume.core.table[entry >> 16].ref
+        start = (entry & 0xFFFF) << BLOCK_SHIFT
+        return await self._volume.chunks.get(Ref(ref.chunk, ref.offset + start, count << BLOCK_SHIFT))
