@@ -396,6 +396,13 @@ class MetadataClient:
             raise Unavailable("there is no session yet")
         return self._welcome.session
 
+    @property
+    def cluster(self) -> bytes:
+        """The cluster's id, as the server said it at the last Hello."""
+        if self._welcome is None:
+            raise Unavailable("there is no session yet")
+        return self._welcome.cluster
+
     def map(self) -> ClusterMap:
         return self._map
 

@@ -1,0 +1,122 @@
+"""A process's way into a pool: session, routes to the nodes, chunks, composed once for everything that is no server.
+
+    async with connect_pool(data_dir, client="cli") as pool:
+        await pool.metadata.call(...); await pool.chunks.get(ref)
+
+The connections of one process go over the data directory's socket DIR/run/trivium.sock; nodes that listen elsewhere
+on this host are reached by their own addresses (unix:PATH, relative to the data directory).
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from trivium.cluster.chunks import Chunks
+from trivium.cluster.clock import Executor, SystemClock, ThreadExecutor
+from trivium.cluster.errors import Unavailable
+from trivium.cluster.model import ClusterMap
+from trivium.cluster.router import Router
+from trivium.cluster.transport.interface import Connection
+from trivium.cluster.transport.unix import UnixConnection
+from trivium.metadata.client import MetadataClient, OnRecall
+
+UNIX = "unix:"
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """What a face gets from below."""
+
+    metadata: MetadataClient
+    chunks: Chunks
+    nodes: Router
+    cluster: bytes
+
+
+def socket_path(data_dir: str | os.PathLike[str]) -> str:
+    return os.path.join(os.fspath(data_dir), "run", "trivium.sock")
+
+
+def node_path(data_dir: str, cluster_map: ClusterMap, node: bytes) -> str:
+    """The socket of a node on this host."""
+    for row in cluster_map.nodes:
+        if row.id == node:
+            for address in row.addresses:
+                if address.startswith(UNIX):
+                    return os.path.join(data_dir, address[len(UNIX) :])
+    return socket_path(data_dir)
+
+
+@asynccontextmanager
+async def connect_pool(
+    data_dir: str | os.PathLike[str],
+    *,
+    client: str = "client",
+    on_recall: OnRecall | None = None,
+    on_ended: Callable[[str], None] | None = None,
+    on_lapsed: Callable[[], None] | None = None,
+    io_timeout: float | None = None,
+    connect_timeout: float | None = None,
+    executor: Executor | None = None,
+    threads: int = 16,
+) -> AsyncIterator[Pool]:
+    """A live session. `connect_timeout`: seconds until Unavailable when no server answers (None: wait for ever);
+    `io_timeout`: the same for later requests. The other arguments are MetadataClient's."""
+    data_dir = os.path.abspath(Path(data_dir))
+    rng = random.SystemRandom()
+    executor = executor or ThreadExecutor(threads)
+
+    async def connect_metadata() -> Connection:
+        return UnixConnection(socket_path(data_dir))
+
+    metadata = MetadataClient(
+        connect_metadata,
+        client=client,
+        random=rng,
+        clock=SystemClock(),
+        on_recall=on_recall,
+        on_ended=on_ended,
+        on_lapsed=on_lapsed,
+        io_timeout=io_timeout,
+        run_directory=data_dir,
+    )
+
+    async def connect_node(node: bytes) -> Connection:
+        return UnixConnection(node_path(data_dir, metadata.map(), node))
+
+    nodes = Router(connect_node)
+    metadata.on_map = nodes.update
+    async with trio.open_nursery() as nursery:
+        stop = trio.CancelScope()
+
+        async def live(task_status: trio.TaskStatus[None]) -> None:
+            with stop:
+                await metadata.run(task_status=task_status)
+
+        with trio.move_on_after(float("inf") if connect_timeout is None else connect_timeout) as scope:
+            await nursery.start(live)
+        if scope.cancelled_caught:
+            raise Unavailable(f"no pool answers on {socket_path(data_dir)} (is `trivium up` running?)")
+        nodes.update(metadata.map(), metadata.down)
+        chunks = Chunks(metadata, nodes, cluster=metadata.cluster, random=rng, executor=executor)
+        background = trio.CancelScope()
+
+        async def run_chunks() -> None:
+            with background:
+                await chunks.run()
+
+        nursery.start_soon(run_chunks)
+        try:
+            yield Pool(metadata, chunks, nodes, metadata.cluster)
+        finally:
+            background.cancel()
+            chunks.close()
+            stop.cancel()  # says Goodbye
+    await nodes.aclose()
