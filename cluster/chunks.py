@@ -112,7 +112,7 @@ class Chunks:
                 done[number] = await self._put_run(run, order)
 
         try:
-            async with trio.open_nursery(strict_exception_groups=False) as nursery:
+            async with trio.open_nursery() as nursery:
                 for _ in range(min(FLIGHTS_PER_PUT, len(runs))):
                     nursery.start_soon(worker)
         except BaseException as error:
@@ -211,7 +211,7 @@ class Chunks:
                 results[number] = await self._read(ref, known[ref.chunk])
 
         try:
-            async with trio.open_nursery(strict_exception_groups=False) as nursery:
+            async with trio.open_nursery() as nursery:
                 for _ in range(min(READS_AT_ONCE, len(refs))):
                     nursery.start_soon(worker)
         except BaseException as error:

@@ -89,6 +89,7 @@ class _Attempt:
     durable: set[int] = field(default_factory=set)
     failed: dict[int, ClusterError] = field(default_factory=dict)
     changed: trio.Event = field(default_factory=trio.Event)
+    alone: set[int] = field(default_factory=set)  # indices that travel in a message of their own
     sends: int = 0
 
     @property
@@ -199,12 +200,10 @@ class ChunkWriter:
         blamed = {drives[index] for index in attempt.failed}
         now = trio.current_time()
         for index in attempt.pending:
-            node = self._nodes.node_of(drives[index]) or drives[index]
-            alone = sum(self._nodes.node_of(drive) == node for drive in drives) <= 1
-            if alone or self._solo.get(node, 0.0) > now:
+            if index in attempt.alone:
                 blamed.add(drives[index])
             else:  # one message for several drives: which of them hangs is seen when each gets its own
-                self._solo[node] = now + SOLO_S
+                self._solo[self._nodes.node_of(drives[index]) or drives[index]] = now + SOLO_S
         self._suspects.update(dict.fromkeys(blamed, now + SUSPECT_S))
         return blamed
 
@@ -214,6 +213,8 @@ class ChunkWriter:
         attempt.pending = set(range(len(files)))
         for indices in self._messages(attempt.group.drives):
             attempt.sends += 1
+            if len(indices) == 1:
+                attempt.alone.update(indices)
             self._background.start(self._send, attempt, indices, files, reserve_class)
 
     def _messages(self, drives: Sequence[bytes]) -> list[list[int]]:
