@@ -96,6 +96,10 @@ class MetadataClient:
         self.on_map: Callable[[ClusterMap, frozenset[bytes]], None] | None = None
         self.oldest_read_seq: Callable[[], int] = lambda: 0
 
+    def attach(self, *, on_recall: OnRecall, on_ended: Callable[[str], None], on_lapsed: Callable[[], None]) -> None:
+        """Who caches: for owners that are made after their client. Before the first lease is asked for."""
+        self._on_recall, self._on_ended, self._on_lapsed = on_recall, on_ended, on_lapsed
+
     # ---- life -----------------------------------------------------------------------------------------------
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:

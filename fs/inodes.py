@@ -1,0 +1,197 @@
+"""What the mount knows of inodes: attributes, names, leases, and what the kernel knows of them.
+
+Invariants: (1) attributes, names, xattrs and layouts are answered from here only while the inode's lease is held and
+nothing disturbed them since; (2) an answer that was asked for before a recall or a change of our own arrived is used
+once and not kept (`watch`, `disturb`); (3) an inode leaves the table only when the kernel forgot it, no handle is
+open and nothing waits to be written.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from trivium.fs.layoutcache import LayoutCache
+from trivium.fs.writeback import Pending
+from trivium.metadata.messages import Attr
+
+
+class Inode:
+    """One inode. `lookups` counts what the kernel will forget, `opens` our open handles."""
+
+    __slots__ = (
+        "attr",
+        "changes",
+        "clean_pages",
+        "complete",
+        "dentries",
+        "fresh",
+        "held",
+        "ino",
+        "layout",
+        "leased",
+        "links",
+        "lookups",
+        "names",
+        "opens",
+        "pending",
+        "recalling",
+        "stale_names",
+        "unleased_reads",
+        "xattrs",
+    )
+
+    def __init__(self, attr: Attr) -> None:
+        self.ino = attr.ino
+        self.attr = attr
+        self.changes = 0  # recalls and changes of our own so far
+        self.leased = False  # a read lease: what follows may be trusted
+        self.fresh = False  # `attr` is the newest (and leased)
+        self.names: dict[bytes, int] = {}  # of a leased directory; 0 = no such name
+        self.complete = False  # `names` holds every name of the directory
+        self.xattrs: dict[bytes, bytes] | None = None
+        self.layout: LayoutCache | None = None
+        self.lookups = 0
+        self.opens = 0
+        self.held = False  # the server keeps the contents for us: give them back with Release
+        self.dentries: dict[bytes, int] = {}  # of a directory: names that the kernel was told of
+        self.links: set[tuple[int, bytes]] = set()  # where those names are: (parent, name)
+        self.pending = Pending()
+        self.recalling = 0  # recalls being answered
+        self.stale_names = 0  # kernel names of this inode that are being invalidated: ESTALE
+        self.clean_pages = False  # every page that the kernel has was read under the present lease
+        self.unleased_reads = False
+
+    @property
+    def is_dir(self) -> bool:
+        return stat.S_ISDIR(self.attr.mode)
+
+    @property
+    def is_regular(self) -> bool:
+        return stat.S_ISREG(self.attr.mode)
+
+    @property
+    def idle(self) -> bool:
+        return self.lookups == 0 and self.opens == 0 and not self.pending.dirty and not self.held
+
+    def size(self) -> int:
+        """As this mount sees it: what is not sent yet included."""
+        return max(self.attr.size, self.pending.end)
+
+    def drop(self) -> None:
+        """The lease is gone: trust nothing."""
+        self.leased = self.fresh = self.complete = self.clean_pages = False
+        self.names.clear()
+        self.xattrs = None
+        self.layout = None
+
+
+class Inodes:
+    """The table."""
+
+    def __init__(self) -> None:
+        self._table: dict[int, Inode] = {}
+        self._asked: list[set[int]] = []
+
+    # ---- which inodes changed while a question was on its way ------------------------------------------------
+
+    @contextmanager
+    def watch(self) -> Iterator[set[int]]:
+        seen: set[int] = set()
+        self._asked.append(seen)
+        try:
+            yield seen
+        finally:
+            self._asked.remove(seen)
+
+    def disturb(self, *inos: int) -> None:
+        for seen in self._asked:
+            seen.update(inos)
+        for ino in inos:
+            inode = self._table.get(ino)
+            if inode is not None:
+                inode.changes += 1
+
+    # ---- the table ------------------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def all(self) -> list[Inode]:
+        return list(self._table.values())
+
+    def get(self, ino: int) -> Inode | None:
+        return self._table.get(ino)
+
+    def install(self, attr: Attr, seen: set[int], *, mutation: bool = False) -> Inode:
+        """Take an answer in. `seen`: what was disturbed while it was on its way."""
+        inode = self._table.get(attr.ino)
+        if inode is None:
+            inode = self._table[attr.ino] = Inode(attr)
+        if attr.ino in seen:
+            if mutation:  # of unknown age: good for this answer only
+                inode.attr, inode.layout = attr, None
+                inode.leased = inode.fresh = False
+            elif not inode.leased:
+                inode.attr = attr
+            return inode
+        if attr.lease:
+            inode.leased = True
+        if inode.attr.version != attr.version and not mutation:
+            inode.layout = None
+        inode.attr = attr
+        inode.fresh = inode.leased
+        return inode
+
+    def stale(self, ino: int) -> None:
+        """A change of our own that did not answer this inode's attributes."""
+        self.disturb(ino)
+        inode = self._table.get(ino)
+        if inode is not None:
+            inode.fresh = False
+
+    def forget(self, ino: int, count: int) -> Inode | None:
+        """The kernel dropped `count` references. Answers the inode when it left the table."""
+        inode = self._table.get(ino)
+        if inode is None:
+            return None
+        inode.lookups = max(0, inode.lookups - count)
+        if inode.lookups == 0:
+            self._unlink_dentries(inode)
+        return self.evict(inode)
+
+    def evict(self, inode: Inode) -> Inode | None:
+        if inode.idle and self._table.pop(inode.ino, None) is not None:
+            self._unlink_dentries(inode)
+            return inode
+        return None
+
+    def _unlink_dentries(self, inode: Inode) -> None:
+        for parent, name in inode.links:
+            directory = self._table.get(parent)
+            if directory is not None and directory.dentries.get(name) == inode.ino:
+                del directory.dentries[name]
+        inode.links.clear()
+
+    def dentry(self, parent: int, name: bytes, inode: Inode) -> None:
+        """The kernel was told that `name` in `parent` is `inode`."""
+        directory = self._table.get(parent)
+        if directory is None:
+            return
+        old = directory.dentries.get(name)
+        if old is not None and old != inode.ino:
+            self.no_dentry(parent, name)
+        directory.dentries[name] = inode.ino
+        inode.links.add((parent, name))
+
+    def no_dentry(self, parent: int, name: bytes) -> int:
+        """The kernel has this name no more. Answers the inode that it named, or 0."""
+        directory = self._table.get(parent)
+        if directory is None:
+            return 0
+        ino = directory.dentries.pop(name, 0)
+        inode = self._table.get(ino)
+        if inode is not None:
+            inode.links.discard((parent, name))
+        return ino

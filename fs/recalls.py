@@ -1,0 +1,169 @@
+"""What happens when the metadata server takes a lease back, or ends the session.
+
+    recall -> caches dropped -> the kernel's pages, attributes and names invalidated -> (open here: Hold) -> answered
+           -> (open here: asked for again in the background; pages that were read meanwhile are invalidated once more)
+
+Invariants: (1) a recall is answered in bounded time whatever the kernel does (`KERNEL_S`): a locked page may belong to
+a write that waits for another mount's answer to a recall of ours; (2) names are invalidated beside it: until that is
+done, requests that come by the name get ESTALE, upon which the kernel looks the name up again; (3) contents that are
+open here survive an unlink elsewhere: the server is told (`Hold`) before the recall is answered.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Protocol
+
+import trio
+
+from trivium.cluster.errors import ClusterError
+from trivium.fs.inodes import Inode
+from trivium.fs.view import View
+from trivium.metadata.messages import Hold, MetadataError
+
+log = logging.getLogger(__name__)
+
+KERNEL_S = 4.0
+NAMES_S = 0.2
+AGAIN_S = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5)
+
+
+class Notifier(Protocol):
+    """The kernel's side. Both may block and are called from threads."""
+
+    def inode(self, ino: int) -> None:
+        """Drop attributes and pages."""
+        ...
+
+    def entry(self, parent: int, name: bytes) -> None:
+        """Drop a name."""
+        ...
+
+
+class NoKernel:
+    """For a Filesystem without a mount."""
+
+    def inode(self, ino: int) -> None:
+        pass
+
+    def entry(self, parent: int, name: bytes) -> None:
+        pass
+
+
+class Recalls:
+    def __init__(self, view: View, notifier: Notifier, spawn: Callable[..., None]) -> None:
+        self._view = view
+        self.notifier = notifier
+        self._spawn = spawn
+        self._threads = trio.CapacityLimiter(8)
+
+    async def recall(self, ino: int, name: bytes) -> bool:
+        """Answers whether handles are open on the inode here."""
+        self._view.inodes.disturb(ino)
+        inode = self._view.inodes.get(ino)
+        if inode is None:
+            return False
+        inode.recalling += 1
+        try:
+            if name:
+                inode.names.pop(name, None)
+                inode.complete = inode.fresh = False
+                await self._names(inode, [name])
+            else:
+                inode.drop()
+                await self._names(inode, list(inode.dentries))
+            await self.invalidate(inode)
+            return await self._hold(inode)
+        finally:
+            inode.recalling -= 1
+            if inode.opens and inode.is_regular and not inode.leased:
+                self._spawn(self._lease_again, inode)
+
+    async def _names(self, directory: Inode, names: list[bytes]) -> None:
+        """Invalidate names, in threads; wait for them a little, then go on without."""
+        children = []
+        for name in names:
+            child = self._view.inodes.get(self._view.inodes.no_dentry(directory.ino, name))
+            if child is not None:
+                child.stale_names += 1
+            children.append(child)
+        if not names:
+            return
+        done = trio.Event()
+        self._spawn(self._name_thread, directory.ino, names, children, done)
+        with trio.move_on_after(NAMES_S) as scope:
+            await done.wait()
+        if scope.cancelled_caught:
+            for child in children:
+                if child is not None:
+                    await self.invalidate(child)
+
+    async def _name_thread(self, ino: int, names: list[bytes], children: list[Inode | None], done: trio.Event) -> None:
+        def work() -> None:
+            for name in names:
+                try:
+                    self.notifier.entry(ino, name)
+                except OSError as error:
+                    log.debug("name %r of %d: %s", name, ino, error)
+
+        try:
+            await trio.to_thread.run_sync(work, abandon_on_cancel=True)
+        finally:
+            for child in children:
+                if child is not None:
+                    child.stale_names -= 1
+            done.set()
+
+    async def invalidate(self, inode: Inode) -> None:
+        """Drop the kernel's attributes and pages of an inode."""
+
+        def work() -> None:
+            try:
+                self.notifier.inode(inode.ino)
+            except OSError as error:
+                log.debug("inode %d: %s", inode.ino, error)
+
+        with trio.move_on_after(KERNEL_S) as scope:
+            await trio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=self._threads)
+        if scope.cancelled_caught:
+            log.warning("the kernel did not give up inode %d within %s s", inode.ino, KERNEL_S)
+
+    async def _hold(self, inode: Inode) -> bool:
+        if not inode.opens or inode.held or not inode.is_regular:
+            return inode.opens > 0
+        try:
+            await self._view.metadata.call(Hold((inode.ino,)))
+            inode.held = True
+        except (MetadataError, ClusterError) as error:
+            log.warning("inode %d may go while it is open: %s", inode.ino, error)
+        return True
+
+    async def _lease_again(self, inode: Inode) -> None:
+        """An open file needs a lease; what was read without one is read again."""
+        for attempt in range(1000):
+            await trio.sleep(AGAIN_S[min(attempt, len(AGAIN_S) - 1)])
+            if not inode.opens or inode.leased:
+                break
+            try:
+                await self._view.fresh(inode.ino)
+            except (MetadataError, ClusterError):
+                break
+        if inode.unleased_reads:
+            inode.unleased_reads = False
+            await self.invalidate(inode)
+
+    def drop_all(self, *, ended: bool) -> None:
+        """Every lease is gone; with `ended` what the server kept for us too."""
+        for inode in self._view.inodes.all():
+            self._view.inodes.disturb(inode.ino)
+            inode.drop()
+            if ended and inode.held:
+                inode.held = False
+            self._spawn(self._drop_kernel, inode)
+
+    async def _drop_kernel(self, inode: Inode) -> None:
+        await self._names(inode, list(inode.dentries))
+        await self.invalidate(inode)
+        if inode.opens and inode.is_regular:
+            await self._lease_again(inode)
