@@ -10,7 +10,7 @@ from __future__ import annotations
 import stat
 from typing import TYPE_CHECKING
 
-from trivium.metadata import inodes, namespace
+from trivium.metadata import inodes, namespace, uploads
 from trivium.metadata.inodes import Inode
 from trivium.metadata.messages import (
     ROOT_INO,
@@ -86,6 +86,7 @@ def create(tx: Tx, op: Create) -> Entry:
     )
     if is_dir:
         namespace.make_dir(tx, parent, op.name, inode)
+        inode = inodes.need(tx, inode.ino)  # rows that waited for it may have made directories below
     else:
         namespace.add(tx, op.parent, op.name, inode.ino)
     changed(tx, parent, op.at)
@@ -163,6 +164,8 @@ def rmdir(tx: Tx, op: Rmdir) -> None:
         raise MetadataError("ENOTEMPTY", f"{op.name!r} is not empty")
     inode = inodes.need(tx, found.ino)
     tx.touch(inode.ino)
+    if op.parent == ROOT_INO:
+        uploads.abort_all(tx, inode.ino)
     namespace.remove(tx, op.parent, found.sort_name)
     inodes.drop_dir(tx, inode)
     parent.nlink -= 1

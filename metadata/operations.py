@@ -13,16 +13,20 @@ from trivium.metadata import (
     chunkrows,
     content,
     directories,
+    inodes,
     listing,
     messages,
     objects,
     renaming,
     space,
     uploads,
+    volumes,
 )
 
 if TYPE_CHECKING:
     from trivium.metadata.tx import Reader
+
+SESSION_END_INODES = 500  # released in the transaction that ends a session
 
 
 def locate(reader: Reader, query: messages.Locate) -> tuple[Placed | None, ...]:
@@ -58,6 +62,14 @@ OPERATIONS: dict[type, Callable[[Any, Any], Any]] = {
     messages.CompleteUpload: uploads.complete_upload,
     messages.AbortUpload: uploads.abort_upload,
     messages.SetCredential: accounts.set_credential,
+    messages.CreateVolume: volumes.create_volume,
+    messages.ResizeVolume: volumes.resize_volume,
+    messages.RemoveVolume: volumes.remove_volume,
+    messages.OpenVolume: volumes.open_volume,
+    messages.CloseVolume: volumes.close_volume,
+    messages.SetVolumeLog: volumes.set_volume_log,
+    messages.CommitSegment: volumes.commit_segment,
+    messages.Checkpoint: volumes.checkpoint,
 }
 
 QUERIES: dict[type, Callable[[Any, Any], Any]] = {
@@ -75,5 +87,14 @@ QUERIES: dict[type, Callable[[Any, Any], Any]] = {
     messages.GetUpload: uploads.get_upload,
     messages.ListParts: uploads.list_parts,
     messages.GetCredential: accounts.get_credential,
+    messages.ListVolumes: volumes.list_volumes,
+    messages.GetVolume: volumes.get_volume,
     messages.Locate: locate,
 }
+
+
+def end_session(tx: Tx, session: int) -> None:
+    """What a session held goes with it (MetadataServer's `on_session_end`). Unlinked inodes that nobody holds now and
+    that do not fit into this transaction go in steps of the collector."""
+    volumes.release_session(tx, session)
+    inodes.release_session(tx, session, SESSION_END_INODES)

@@ -152,8 +152,6 @@ def _give(tx: Tx, end: End, entry: Found, inode: Inode) -> None:
     """Put a moved entry there; it keeps its cookie, so that a running readdir does not meet it twice."""
     if not inode.is_dir and namespace.find_plain(tx, end.parent.ino, end.name) is not None:
         raise MetadataError("ENOTEMPTY", f"an object of the key {end.name!r} is there, hidden by the directory")
-    if inode.is_dir and namespace.find_plain(tx, end.parent.ino, end.name) is not None and end.is_dir is False:
-        raise MetadataError("ENOTEMPTY", f"an object of the key {end.name!r} is there")
     namespace.add(tx, end.parent.ino, end.name, inode.ino, entry.id, directory=inode.is_dir)
     if inode.is_dir:
         inode.parent = end.parent.ino

@@ -83,7 +83,7 @@ CREATE TABLE chunks (
 CREATE INDEX chunks_group ON chunks (group_id);
 CREATE INDEX chunks_missing ON chunks (missing) WHERE missing != 0;
 
-CREATE TABLE queue (              -- what the collector deletes: chunks (kind 1) and log segments (kind 2)
+CREATE TABLE queue (              -- what the collector deletes: 1 chunks, 2 log segments, 3 places a chunk left
   kind INTEGER NOT NULL,
   session INTEGER NOT NULL,       -- of the chunk; 0 for a segment
   counter INTEGER NOT NULL,       -- of the chunk; a counter of its own for a segment
