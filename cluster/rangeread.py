@@ -4,7 +4,7 @@
         |-- one fails, or one is later than the hedge --> degraded: the union of the ranges still lacking is read
         |                                                 from others, too
     degraded --own range arrives after all, or k shards' bytes of the union--> done
-        |-- each further hedge interval --> one more place is asked
+        |-- each further hedge interval --> others are asked instead of those that are late
         |-- every place has failed, or the time limit is over --> Exhausted (with what each place said)
 
 Invariants
@@ -84,7 +84,7 @@ class RangeRead:
         self._got: dict[int, tuple[Blocks, memoryview]] = {}
         self._flying: dict[Source, Blocks] = {}
         self._row: Blocks | None = None
-        self._extra = 0
+        self._late: set[Source] = set()  # asked, and not counted on any more
         self._send, self._receive = trio.open_memory_channel[tuple[Source, Blocks, memoryview | ClusterError]](math.inf)
 
     async def run(self) -> dict[int, memoryview]:
@@ -139,8 +139,8 @@ class RangeRead:
             self._queue.extend(again)  # last: they may be late for all of it
 
     def _ask_others(self, row: Blocks, have: int) -> None:
-        flying = sum(blocks.covers(row) for blocks in self._flying.values())
-        need = max(self._k - have - flying + self._extra, self._width - flying if self._width else 0)
+        flying = sum(blocks.covers(row) and source not in self._late for source, blocks in self._flying.items())
+        need = max(self._k - have, self._width) - flying
         while need > 0 and self._queue:
             source = self._queue.popleft()
             if source.index in self._got and self._got[source.index][0].covers(row):
@@ -167,7 +167,7 @@ class RangeRead:
         with trio.move_on_after(hedge_s) as scope:
             source, blocks, result = await self._receive.receive()
         if scope.cancelled_caught:
-            self._extra += 1 if self._row is not None else 0
+            self._late.update(self._flying)
             self._degrade(lacking)
             return
         if self._flying.get(source) == blocks:

@@ -40,6 +40,7 @@ class FakeDrive:
         self.full = False
         self.delay_s = 0.0
         self.reads = 0
+        self.opened = 0
         self.puts = 0
 
     async def touch(self) -> None:
@@ -164,6 +165,7 @@ class DictNodes:
         drive = self.drives[request.drive]
         await drive.touch()
         data = drive.get((request.chunk, request.index))
+        drive.opened += 1
         fd = os.memfd_create("shard")
         os.write(fd, data)
         return NodeReply(Outcomes((OK,)), fds=(fd,))

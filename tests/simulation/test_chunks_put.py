@@ -259,7 +259,7 @@ def test_cancelling_one_of_several_gathered_puts_leaves_the_others_alone() -> No
         async with trio.open_nursery() as nursery:
             for number, limit_s in enumerate((9, 9, 0.5, 1.5, 9)):  # alone; three fly; one queued; one in flight
                 nursery.start_soon(one, number, limit_s)
-                await trio.sleep(0)
+                await trio.lowlevel.checkpoint()
         read = [bytes(await pool.chunks.get(stored.refs[0]))[:1] for stored in done]
         assert sorted(read) == [b"\0", b"\1", b"\4"]
         for stored in done:
@@ -415,8 +415,8 @@ async def _gathered(pool: Pool, count: int) -> list[Stored]:
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(one, 0)
-        await trio.sleep(0)
-        await trio.sleep(0)
+        await trio.lowlevel.checkpoint()
+        await trio.lowlevel.checkpoint()
         for number in range(1, count):
             nursery.start_soon(one, number)
     assert len({stored.chunks[0].chunk for stored in results.values()}) == 2
