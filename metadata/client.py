@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -27,7 +27,7 @@ from trivium.cluster.errors import ClusterError, Unavailable
 from trivium.cluster.model import ChunkId, ClusterMap, Group, NewChunk, Placed
 from trivium.cluster.transport.interface import Connection
 from trivium.cluster.wire import Service
-from trivium.metadata import granting, messages
+from trivium.metadata import granting, lifelock, messages
 from trivium.metadata.counters import Counters
 from trivium.metadata.messages import RETRY, SESSION_ENDED, MetadataError
 
@@ -78,6 +78,7 @@ class MetadataClient:
         self._slot_waiters = trio.lowlevel.ParkingLot()
         self._welcome: messages.Welcome | None = None
         self._live = trio.Event()
+        self._beat_now = trio.Event()
         self._renew = trio.Event()  # the session has ended: say Hello again
         self._why_ended = ""
         self._incarnation = b""
@@ -91,10 +92,11 @@ class MetadataClient:
         self._asking = 0
         self._life: trio.CancelScope | None = None
         self._lock_fd = -1
+        self._lock_path = ""
+        self._readers: dict[object, int] = {}  # running reads -> seq at which they began
         self.down: frozenset[bytes] = frozenset()
         self.seq = 0
         self.on_map: Callable[[ClusterMap, frozenset[bytes]], None] | None = None
-        self.oldest_read_seq: Callable[[], int] = lambda: 0
 
     def attach(self, *, on_recall: OnRecall, on_ended: Callable[[str], None], on_lapsed: Callable[[], None]) -> None:
         """Who caches: for owners that are made after their client. Before the first lease is asked for."""
@@ -113,6 +115,7 @@ class MetadataClient:
                     started = True
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._heartbeats)
+                    nursery.start_soon(self._watch_lapse)
                     nursery.start_soon(self._events)
                     await self._renew.wait()
                     nursery.cancel_scope.cancel()
@@ -122,6 +125,7 @@ class MetadataClient:
             with trio.move_on_after(1) as scope:
                 scope.shield = True
                 await self._goodbye()
+            self._drop_life_lock()
 
     async def _hello(self) -> None:
         hello = messages.Hello(self._client, socket.gethostname(), os.getpid())
@@ -136,10 +140,23 @@ class MetadataClient:
         self._incarnation = answer.incarnation
         self._answered(sent_s)
         self._heard(answer.cluster_map, answer.groups, frozenset(), answer.seq)
+        await self._take_life_lock(answer)
         self._live.set()
         self._slot_waiters.unpark_all()
 
+    async def _take_life_lock(self, welcome: messages.Welcome) -> None:
+        if self._run_directory is not None and welcome.run_lock:
+            self._lock_path = os.path.join(self._run_directory, welcome.run_lock)
+            with contextlib.suppress(OSError):  # only a faster proof of death is lost
+                self._lock_fd = await trio.to_thread.run_sync(lifelock.take, self._lock_path)
+
+    def _drop_life_lock(self) -> None:
+        if self._lock_fd >= 0:
+            lifelock.release(self._lock_path, self._lock_fd)
+            self._lock_fd = -1
+
     def _forget_session(self) -> None:
+        self._drop_life_lock()
         self._live = trio.Event()
         self._welcome = None
         self._lapsed = True
@@ -168,24 +185,24 @@ class MetadataClient:
         session = self._welcome.session
         while True:
             with trio.move_on_after(period_s):
-                await self._lapse_watch()
-            again = True
-            while again:
-                again = await self._heartbeat(session)
+                await self._beat_now.wait()
+            self._beat_now = trio.Event()
+            while await self._heartbeat(session):
+                pass
 
-    async def _lapse_watch(self) -> None:
-        """Until cancelled; marks the moment at which leases must not be used any more."""
+    async def _watch_lapse(self) -> None:
+        """Mark the moment at which leases must not be used any more."""
         while True:
             left_s = self._lease_left_s()
             if left_s <= 0 and not self._lapsed:
                 self._lapse()
-            await trio.sleep(max(left_s, 0.05))
+            await trio.sleep(max(left_s, 0.25))
 
     async def _heartbeat(self, session: int) -> bool:
         """One heartbeat. True: send another at once (what an earlier server granted has just been dropped)."""
         sent_s = self._clock.boot_s()
         given_up = self._counters.take_given_up()
-        beat = messages.Heartbeat(session, self._counters.floor, given_up, self.oldest_read_seq(), self._incarnation)
+        beat = messages.Heartbeat(session, self._counters.floor, given_up, self._oldest_read_seq(), self._incarnation)
         with trio.move_on_after(max(0.05, self._lease_left_s())) as scope:
             answer = await self._send(beat)
         if scope.cancelled_caught or isinstance(answer, Unavailable):
@@ -244,6 +261,7 @@ class MetadataClient:
                     pass
                 await trio.sleep(pause_s)
                 pause_s = min(RETRY_MOST_S, pause_s * 2)
+                self._beat_now.set()  # a server that restarted waits for those who may hold leases of its earlier life
 
     def _event(self, nursery: trio.Nursery, session: int, event: messages.Event) -> None:
         if isinstance(event, messages.Ended):
@@ -316,6 +334,19 @@ class MetadataClient:
         """Return leases unasked (forgotten inodes)."""
         await self._until_live()
         await self._request(messages.Return(self.session, tuple(inos)))
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """Around a read that takes a while: what its layout names is not collected before it ends (or 15 minutes)."""
+        key = object()
+        self._readers[key] = max(1, self.seq)
+        try:
+            yield
+        finally:
+            del self._readers[key]
+
+    def _oldest_read_seq(self) -> int:
+        return min(self._readers.values(), default=0)
 
     def leases_usable(self) -> bool:
         """Whether leases may still be relied upon: ask before each use of something cached."""

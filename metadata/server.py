@@ -19,7 +19,7 @@ import trio
 from trivium.cluster.clock import Clock, Executor, Random
 from trivium.cluster.model import ClusterMap
 from trivium.cluster.transport.interface import Peer, Reply
-from trivium.metadata import chunkrows, database, granting, groups, maprows, messages
+from trivium.metadata import chunkrows, database, endings, granting, groups, inodes, lifelock, maprows, messages
 from trivium.metadata.calls import LOST, Calls, Operations
 from trivium.metadata.groups import OpenGroups
 from trivium.metadata.leases import LeaseTable
@@ -53,14 +53,15 @@ class MetadataServer:
         executor: Executor,
         writer_executor: Executor,
         timeout_s: float = TIMEOUT_S,
-        on_session_end: Callable[[Tx, int], None] | None = None,
+        on_session_end: Callable[[Tx, int], bool] = endings.release,
         unfit: Callable[[], frozenset[bytes]] = frozenset,
         down: Callable[[], frozenset[bytes]] = frozenset,
         proof_of_death: Callable[[int], bool] = lambda session: False,
         admin_allowed: Callable[[Peer], bool] = lambda peer: True,
         readers: int = 2,
     ) -> None:
-        """`path`: the database file, recovered and at least formed. `on_session_end` drops what a session held.
+        """`path`: the database file, recovered and at least formed. `on_session_end` drops what a session held,
+        in steps.
         `unfit`: drives that take no new shards; `down`: drives to tell clients of; both from memory."""
         self._path = path
         self._log = metalog
@@ -150,11 +151,15 @@ class MetadataServer:
             now = self._clock.boot_s()
             for session in self.sessions.expired(now):
                 await self.end_session(session.id, f"it was silent for {self.sessions.timeout_s:.0f} s")
-            for unreclaimed in tuple(self.leases.unreclaimed):
-                if await self._executor.run(self._proof_of_death, unreclaimed):
-                    await self.end_session(unreclaimed, "its process has died")
+            for id in self._suspects(now):
+                if await self._executor.run(self._proof_of_death, id):
+                    await self.end_session(id, "its process has died")
             await self.groups.refresh()
             await trio.sleep(self.sessions.timeout_s / 16)
+
+    def _suspects(self, now_s: float) -> set[int]:
+        silent = {s.id for s in self.sessions.all() if not s.ending and now_s - s.heard > self.sessions.timeout_s / 4}
+        return silent | self.leases.unreclaimed
 
     def _check_grace(self) -> None:
         if not self.leases.unreclaimed:
@@ -165,15 +170,17 @@ class MetadataServer:
         if not self.sessions.end(id):
             return
 
-        def execute(tx: Tx) -> None:
-            if self._on_session_end is not None:
-                self._on_session_end(tx, id)
-            tx.touched.clear()
-            tx.run("DELETE FROM held WHERE session = ?", id)
-            tx.run("DELETE FROM slots WHERE session = ?", id)
-            tx.run("DELETE FROM sessions WHERE id = ?", id)
+        def execute(tx: Tx) -> bool:
+            more = self._on_session_end(tx, id)
+            tx.touched.clear()  # nobody can reach an inode that only this session held
+            if not more:
+                tx.run("DELETE FROM held WHERE session = ?", id)
+                tx.run("DELETE FROM slots WHERE session = ?", id)
+                tx.run("DELETE FROM sessions WHERE id = ?", id)
+            return more
 
-        await self.writer.do(execute)
+        while await self.writer.do(execute):
+            pass
         log.info("session %016x has ended: %s", id, why)
         self.sessions.remove(id)
         self.recalls.ended(id, why)
@@ -261,7 +268,7 @@ class MetadataServer:
             groups=self.groups.offered(),
             timeout_s=self.sessions.timeout_s,
             seq=self.writer.seq,
-            run_lock=f"run/sessions/{id:016x}" if peer.local else "",
+            run_lock=lifelock.path_of(id) if peer.local else "",
             incarnation=self.incarnation,
         )
         return encode(welcome)
@@ -270,8 +277,8 @@ class MetadataServer:
         session = self.sessions.get(beat.session)
         session.heard = self._clock.boot_s()
         session.oldest_read_seq = beat.oldest_read_seq
-        if beat.floor > session.floor:
-            await self._raise_floor(session, beat.floor)
+        if beat.floor > session.floor or beat.given_up:
+            await self._settled(session, beat)
         if beat.incarnation == self.incarnation:
             self.leases.reclaimed(session.id)
             self._check_grace()
@@ -287,12 +294,13 @@ class MetadataServer:
         )
         return encode(pulse)
 
-    async def _raise_floor(self, session: Session, floor: int) -> None:
+    async def _settled(self, session: Session, beat: messages.Heartbeat) -> None:
         def execute(tx: Tx) -> None:
-            tx.run("UPDATE sessions SET floor = ?1 WHERE id = ?2 AND floor < ?1", floor, session.id)
+            tx.run("UPDATE sessions SET floor = ?1 WHERE id = ?2 AND floor < ?1", beat.floor, session.id)
+            endings.give_up(tx, session.id, beat.given_up)
 
         await self.writer.do(execute)
-        session.floor = max(session.floor, floor)
+        session.floor = max(session.floor, beat.floor)
 
     async def _ask(self, session: Session, query: Any) -> bytes:
         handler = self._queries.get(type(query))
@@ -305,7 +313,22 @@ class MetadataServer:
         value, seq = await self.readers.read(read)
         if granting.wanted(query):
             value, seq = await self._grant(session, query, read, value, seq)
+        if isinstance(query, messages.HeadObject) and query.hold:
+            await self._hold(session, value)
         return encode(messages.Results((value,), seq))
+
+    async def _hold(self, session: Session, info: messages.ObjectInfo) -> None:
+        """A streamed GET is an open handle, unless the first page of its layout says everything."""
+        layout = info.layout
+        if layout is not None and layout.upto >= info.size:
+            return
+
+        def execute(tx: Tx) -> None:
+            if inodes.load(tx, info.ino) is None:
+                raise MetadataError(RETRY, "the object was replaced meanwhile")
+            inodes.hold(tx, info.ino, session.id)
+
+        await self.writer.do(execute)
 
     async def _grant(
         self, session: Session, query: Any, read: Callable[[Reader], Any], value: Any, seq: int

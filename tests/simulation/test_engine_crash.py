@@ -1,4 +1,4 @@
-"""Crashes anywhere between apply, append and COMMIT: what was answered is there, once; what was not is whole or absent."""
+"""Crashes anywhere between apply, append and COMMIT: what was answered is there, once; the rest whole or absent."""
 
 from __future__ import annotations
 
@@ -76,6 +76,7 @@ def test_one_call_and_a_crash_at_each_step(step: int, tmp_path: str) -> None:
     async def main() -> None:
         world = World(str(tmp_path), step)
         async with trio.open_nursery() as nursery:
+
             async def lives() -> None:
                 await world.life(step)
                 await world.life()
