@@ -27,12 +27,12 @@ class Background:
 
     async def run(self) -> None:
         """Own the background tasks until cancelled."""
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            try:
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery  # until the last task has ended: what starts while it is cancelled is, too
                 await trio.sleep_forever()
-            finally:
-                self._nursery = None
+        finally:
+            self._nursery = None
 
     def start(self, fn: Callable[[Unpack[Ts]], Awaitable[object]], *args: *Ts) -> None:
         if self._nursery is not None:

@@ -146,7 +146,7 @@ class DictNodes:
                 raise Exists("there already")
             old = _plan_seq(drive.files[name])
             if old is not None and old >= header.spec.plan_seq:
-                raise Refused("planned later already")
+                raise Exists("planned later already")
         drive.files[name] = data
         drive.puts += 1
 
