@@ -59,6 +59,7 @@ async def memory_metadata(
     clock: Clock | None = None,
     seed: int = 1,
     executor: Executor | None = None,
+    writer_executor: Executor | None = None,
     operations: Mapping[type, Any] | None = None,
     queries: Mapping[type, Any] | None = None,
     **options: Any,
@@ -80,7 +81,7 @@ async def memory_metadata(
             clock=clock,
             random=random.Random(seed),
             executor=executor,
-            writer_executor=executor,
+            writer_executor=writer_executor if writer_executor is not None else executor,
             **options,
         )
         transport = MemoryServer()
