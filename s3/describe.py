@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from urllib.parse import parse_qsl
 
+import msgspec
+
 from trivium.metadata.messages import ObjectInfo, ObjectMeta
 from trivium.s3.conditions import http_date
 from trivium.s3.errors import S3Error
@@ -114,6 +116,10 @@ def meta_of(headers: Mapping[str, str], user_limit: int) -> ObjectMeta:
         storage_class=storage_class,
         website_redirect=redirect,
     )
+
+
+def with_tags(meta: ObjectMeta, tags: dict[str, str]) -> ObjectMeta:
+    return msgspec.structs.replace(meta, tags=tags)
 
 
 def checksum_headers(meta: ObjectMeta) -> dict[str, str]:

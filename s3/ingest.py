@@ -50,6 +50,9 @@ class Payload:
                     raise Truncated
                 return 0
             self._waiting = self._decoder.feed(memoryview(data))
+        return self._copy(view)
+
+    def _copy(self, view: memoryview) -> int:
         first = self._waiting[0]
         count = min(len(first), len(view))
         view[:count] = first[:count]
@@ -160,7 +163,7 @@ class _Intake:
             raise
 
     async def _run(self, first: bytearray, filled: int) -> Received:
-        service, payload = self._service, self._payload
+        payload = self._payload
         async with trio.open_nursery() as nursery:
             to_hash, from_body = trio.open_memory_channel[memoryview](1)
             nursery.start_soon(self._hash, from_body)

@@ -455,7 +455,8 @@ def _object_parts(request: S3Request, info: ObjectInfo) -> str:
     return (
         f"<ObjectParts><TotalPartsCount>{len(info.parts)}</TotalPartsCount><PartsCount>{len(info.parts)}</PartsCount>"
         f"<PartNumberMarker>{marker}</PartNumberMarker>"
-        f"<NextPartNumberMarker>{page[-1].number if page else marker}</NextPartNumberMarker><MaxParts>{limit}</MaxParts>"
+        f"<NextPartNumberMarker>{page[-1].number if page else marker}</NextPartNumberMarker>"
+        f"<MaxParts>{limit}</MaxParts>"
         f"<IsTruncated>{'true' if len(after) > limit else 'false'}</IsTruncated>{''.join(lines)}</ObjectParts>"
     )
 
@@ -465,16 +466,22 @@ def tagging_document(tags: dict[str, str]) -> Response:
     return xml_answer("Tagging", ["<TagSet>", *lines, "</TagSet>"])
 
 
-async def read_tagging(service: Service, request: S3Request, limit: int) -> dict[str, str]:
-    document = await read_xml(service, request, "Tagging")
+def parse_tagging(document: bytes, limit: int) -> dict[str, str]:
+    """The tags of a Tagging document. S3Error."""
+    if not document:
+        raise S3Error("MissingRequestBodyError")
     try:
-        tag_set = document.one("TagSet")
+        tag_set = parse(document, "Tagging").one("TagSet")
         if tag_set is None:
             raise S3Error("MalformedXML")
         pairs = [(tag.need("Key"), tag.need("Value")) for tag in tag_set.all("Tag")]
     except Malformed:
         raise S3Error("MalformedXML") from None
     return describe.check_tags(pairs, limit)
+
+
+async def read_tagging(service: Service, request: S3Request, limit: int) -> dict[str, str]:
+    return parse_tagging(await read_document(service, request), limit)
 
 
 async def get_object_tagging(service: Service, request: S3Request) -> Response:

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import boto3
 import botocore.config
 import trio
 
+from tests.fakes.cluster import CLUSTER, real_nodes
+from tests.fakes.metadata import memory_client, memory_metadata
 from tests.fakes.s3backend import FakeChunks, FakeMetadata
+from trivium.cluster.chunks import Chunks
 from trivium.cluster.clock import SystemClock, ThreadExecutor
-from trivium.metadata.messages import Credential
+from trivium.metadata.client import MetadataClient
+from trivium.metadata.messages import Credential, SetCredential
 from trivium.s3.gateway import Gateway
 from trivium.s3.http import Limits, open_listener
 
@@ -56,15 +61,38 @@ class Running:
         return trio.from_thread.run_sync(function, *args, trio_token=self.token)
 
 
+@asynccontextmanager
+async def pool(path: Path) -> AsyncIterator[tuple[MetadataClient, Chunks]]:
+    nodes = real_nodes(path, 6)
+    clock, executor = SystemClock(), ThreadExecutor(8)
+    options: dict[str, Any] = {"cluster_map": nodes.map(), "clock": clock, "executor": executor}
+    async with nodes, memory_metadata(**options) as (_, connect), memory_client(connect, clock=clock) as client:
+        for one in ACCOUNTS:
+            await client.call(SetCredential(one))
+        chunks = Chunks(client, nodes, cluster=CLUSTER, random=random.Random(3), executor=executor)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(chunks.run)
+            yield client, chunks
+            nursery.cancel_scope.cancel()
+        chunks.close()
+
+
 @contextmanager
-def running(http_limits: Limits | None = None, **options: Any) -> Iterator[Running]:
+def running(http_limits: Limits | None = None, real: Path | None = None, **options: Any) -> Iterator[Running]:
+    """`real`: an empty directory for six drives; then metadata and chunks are the real ones (log in memory)."""
     started: list[Running] = []
     ready = threading.Event()
     failure: list[BaseException] = []
 
     async def main() -> None:
-        chunks = FakeChunks()
-        metadata = FakeMetadata(chunks, ACCOUNTS)
+        if real is not None:
+            async with pool(real) as (metadata, chunks):
+                await serve(metadata, chunks)
+        else:
+            chunks = FakeChunks()
+            await serve(FakeMetadata(chunks, ACCOUNTS), chunks)
+
+    async def serve(metadata: Any, chunks: Any) -> None:
         gateway = Gateway(
             metadata,
             chunks,
