@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-import trio
 
 from trivium.cluster.errors import ChunkLost, NotFound
 from trivium.fs.errors import failure

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import trio
 
 from trivium.cluster.errors import ClusterError, NoSpace, Unavailable
-from trivium.cluster.model import CHUNK_SIZE, NewChunk, Placed, Ref
+from trivium.cluster.model import CHUNK_SIZE, ChunkId, NewChunk, Placed, Ref
 from trivium.cluster.pieces import PieceData, Stored
 from trivium.fs.errors import translated
 from trivium.fs.layoutcache import shifted
@@ -53,6 +53,9 @@ class ChunkStore(Protocol):
     def settle(self, stored: Stored) -> None: ...
     def give_up(self, stored: Stored) -> None: ...
     async def get(self, ref: Ref, *, placed: Placed | None = None) -> memoryview: ...
+    async def get_many(
+        self, refs: Sequence[Ref], placed: Mapping[ChunkId, Placed] | None = None
+    ) -> list[memoryview]: ...
 
 
 class Metadata(Protocol):
@@ -184,6 +187,8 @@ class WriteBack:
         if layer is None:
             layer = pending.open = Layer(append=append, born_s=trio.current_time())
             self._dirty[inode.ino] = inode
+        elif append:
+            offset = layer.ranges.end  # without a gap, whatever the size has become elsewhere
         added = layer.ranges.write(offset, data)
         layer.at = self._wall_ns()
         layer.clear_suid |= clear_suid

@@ -1,0 +1,456 @@
+"""Filesystem without a kernel: real metadata engine, real chunks on simulated drives, one thread, virtual clock."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import stat
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from tests.fakes.fspool import memory_pool
+from trivium.cluster.errors import NoSpace
+from trivium.fs.errors import errno_of
+from trivium.fs.filesystem import RENAME_EXCHANGE, RENAME_NOREPLACE, Caller, Filesystem
+from trivium.metadata.messages import ROOT_INO, MetadataError, Write
+
+ROOT = Caller(0, 0)
+USER = Caller(1000, 1000)
+MIB = 1 << 20
+
+
+def run(test: Callable[..., Awaitable[None]], mounts: int = 1) -> None:
+    async def main() -> None:
+        async with AsyncExitStack() as stack:
+            pool = await stack.enter_async_context(memory_pool())
+            made = [await stack.enter_async_context(pool.filesystem(seed=i + 1)) for i in range(mounts)]
+            await test(*made)
+
+    trio.run(main, clock=MockClock(autojump_threshold=0))
+
+
+async def fails(number: int, awaitable: Awaitable[Any]) -> None:
+    with pytest.raises(Exception) as caught:
+        await awaitable
+    assert errno_of(caught.value) == number, caught.value
+
+
+async def make(fs: Filesystem, name: bytes, data: bytes = b"", *, parent: int = ROOT_INO, mode: int = 0o644) -> int:
+    inode, handle, _ = await fs.create(parent, name, mode, os.O_WRONLY, ROOT)
+    if data:
+        await fs.contents.write(handle.fh, 0, data)
+    await fs.contents.flush(handle.fh)
+    await fs.release(handle.fh)
+    return inode.ino
+
+
+async def content(fs: Filesystem, ino: int, size: int = 64 * MIB) -> bytes:
+    handle, _ = await fs.open(ino, os.O_RDONLY, ROOT)
+    try:
+        return bytes(await fs.contents.read(handle.fh, 0, size))
+    finally:
+        await fs.release(handle.fh)
+
+
+async def names(fs: Filesystem, ino: int = ROOT_INO) -> list[bytes]:
+    fh, found, after = await fs.opendir(ino), [], 0
+    while page := await fs.listing.page(fh, after):
+        found += [entry.name for entry, _ in page]
+        after = page[-1][0].id
+    fs.releasedir(fh)
+    return found
+
+
+def test_small_and_large_files_read_back() -> None:
+    async def test(fs: Filesystem) -> None:
+        for size in (0, 1, 4096, 16 * 1024, 16 * 1024 + 1, 5 * MIB + 3):
+            data = random.Random(size).randbytes(size)
+            ino = await make(fs, b"f%d" % size, data)
+            assert await content(fs, ino) == data
+            attr = fs.stat_of(await fs.getattr(ino))
+            assert attr.size == size and attr.used >= size
+
+    run(test)
+
+
+def test_a_small_file_costs_two_calls() -> None:
+    async def test(fs: Filesystem) -> None:
+        await fs.mkdir(ROOT_INO, b"d", 0o755, ROOT)
+        calls: list[tuple[Any, ...]] = []
+        client = fs._view.metadata
+        call = client.call
+
+        async def counted(*operations: Any, **more: Any) -> tuple[Any, ...]:
+            calls.append(operations)
+            return await call(*operations, **more)
+
+        client.call = counted  # type: ignore[method-assign]
+        await make(fs, b"f", b"x" * 4096)
+        assert [[type(op).__name__ for op in ops] for ops in calls] == [["Create"], ["Write"]]
+
+    run(test)
+
+
+def test_what_is_unsent_is_seen_here_and_after_close_elsewhere() -> None:
+    async def test(a: Filesystem, b: Filesystem) -> None:
+        inode, handle, _ = await a.create(ROOT_INO, b"f", 0o644, os.O_RDWR, ROOT)
+        await a.contents.write(handle.fh, 10, b"hello")
+        assert bytes(await a.contents.read(handle.fh, 0, 100)) == bytes(10) + b"hello"
+        assert a.stat_of(await a.getattr(inode.ino)).size == 15
+        there = await b.lookup(ROOT_INO, b"f")
+        await a.contents.flush(handle.fh)
+        assert b.stat_of(await b.getattr(there.ino)).size == 15
+        assert await content(b, there.ino) == bytes(10) + b"hello"
+
+    run(test, 2)
+
+
+def test_old_data_is_sent_by_itself() -> None:
+    async def test(a: Filesystem, b: Filesystem) -> None:
+        inode, handle, _ = await a.create(ROOT_INO, b"f", 0o644, os.O_RDWR, ROOT)
+        await a.contents.write(handle.fh, 0, b"hello")
+        await trio.sleep(3)
+        assert not inode.pending.dirty
+        assert await content(b, (await b.lookup(ROOT_INO, b"f")).ino) == b"hello"
+
+    run(test, 2)
+
+
+def test_an_unlinked_open_file_stays_readable_here_and_elsewhere() -> None:
+    async def test(a: Filesystem, b: Filesystem) -> None:
+        data = b"z" * 70_000
+        ino = await make(a, b"f", data)
+        here, _ = await a.open(ino, os.O_RDWR, ROOT)
+        there, _ = await b.open((await b.lookup(ROOT_INO, b"f")).ino, os.O_RDONLY, ROOT)
+        await a.unlink(ROOT_INO, b"f")
+        await fails(errno.ENOENT, b.lookup(ROOT_INO, b"f"))
+        assert bytes(await a.contents.read(here.fh, 0, MIB)) == data
+        await a.contents.write(here.fh, 0, b"y")
+        await a.contents.sync(here.fh)
+        assert a.stat_of(await a.getattr(ino)).nlink == 0
+        await a.release(here.fh)
+        assert bytes(await b.contents.read(there.fh, 0, MIB)) == b"y" + data[1:]
+        await b.release(there.fh)
+        a.forget(ino, 1)
+        await fails(errno.ESTALE, a.getattr(ino))
+
+    run(test, 2)
+
+
+def test_a_file_replaced_by_rename_stays_readable() -> None:
+    async def test(a: Filesystem, b: Filesystem) -> None:
+        old, new = await make(a, b"f", b"old"), await make(a, b"g", b"new")
+        await b.lookup(ROOT_INO, b"f")
+        handle, _ = await b.open(old, os.O_RDONLY, ROOT)
+        mine, _ = await a.open(old, os.O_RDONLY, ROOT)
+        await a.rename(ROOT_INO, b"g", ROOT_INO, b"f")
+        assert (await b.lookup(ROOT_INO, b"f")).ino == new
+        assert bytes(await b.contents.read(handle.fh, 0, 10)) == b"old"
+        await b.release(handle.fh)
+        assert bytes(await a.contents.read(mine.fh, 0, 10)) == b"old"
+        await a.release(mine.fh)
+        assert await names(b) == [b"f"]
+
+    run(test, 2)
+
+
+def test_rename_sends_data_first() -> None:
+    async def test(a: Filesystem, b: Filesystem) -> None:
+        await make(a, b"f", b"old")
+        _inode, handle, _ = await a.create(ROOT_INO, b"tmp", 0o644, os.O_WRONLY, ROOT)
+        await a.contents.write(handle.fh, 0, b"new")
+        await a.rename(ROOT_INO, b"tmp", ROOT_INO, b"f")
+        assert await content(b, (await b.lookup(ROOT_INO, b"f")).ino) == b"new"
+
+    run(test, 2)
+
+
+def test_rename_flags() -> None:
+    async def test(fs: Filesystem) -> None:
+        f, g = await make(fs, b"f"), await make(fs, b"g")
+        await fails(errno.EEXIST, fs.rename(ROOT_INO, b"f", ROOT_INO, b"g", RENAME_NOREPLACE))
+        await fs.rename(ROOT_INO, b"f", ROOT_INO, b"g", RENAME_EXCHANGE)
+        assert ((await fs.lookup(ROOT_INO, b"f")).ino, (await fs.lookup(ROOT_INO, b"g")).ino) == (g, f)
+        await fs.rename(ROOT_INO, b"f", ROOT_INO, b"h", RENAME_NOREPLACE)
+        await fails(errno.ENOENT, fs.lookup(ROOT_INO, b"f"))
+        assert (await fs.lookup(ROOT_INO, b"h")).ino == g
+        d = (await fs.mkdir(ROOT_INO, b"d", 0o755, ROOT)).ino
+        await fails(errno.EINVAL, fs.rename(ROOT_INO, b"d", d, b"x"))
+        await make(fs, b"x", parent=d)
+        e = (await fs.mkdir(ROOT_INO, b"e", 0o755, ROOT)).ino
+        await fails(errno.ENOTEMPTY, fs.rename(ROOT_INO, b"e", ROOT_INO, b"d"))
+        await fs.rename(ROOT_INO, b"d", e, b"d")
+        assert await names(fs, e) == [b"d"] and sorted(await names(fs)) == [b"e", b"g", b"h"]
+
+    run(test)
+
+
+def test_names_of_another_mount_are_seen_at_once() -> None:
+    async def test(a: Filesystem, b: Filesystem) -> None:
+        await fails(errno.ENOENT, b.lookup(ROOT_INO, b"f"))
+        assert await names(b) == []
+        await make(a, b"f")
+        await b.lookup(ROOT_INO, b"f")
+        assert await names(b) == [b"f"]
+        await a.unlink(ROOT_INO, b"f")
+        await fails(errno.ENOENT, b.lookup(ROOT_INO, b"f"))
+        d = (await a.mkdir(ROOT_INO, b"d", 0o755, ROOT)).ino
+        await b.lookup(ROOT_INO, b"d")
+        await make(a, b"x", parent=d)
+        assert await names(b, d) == [b"x"]
+        await fails(errno.ENOTEMPTY, b.rmdir(ROOT_INO, b"d"))
+
+    run(test, 2)
+
+
+def test_a_listing_answers_lookups_without_asking() -> None:
+    async def test(fs: Filesystem) -> None:
+        d = (await fs.mkdir(ROOT_INO, b"d", 0o755, ROOT)).ino
+        for i in range(5):
+            await make(fs, b"f%d" % i, parent=d)
+        await names(fs, d)
+        asked: list[Any] = []
+        ask = fs._view.metadata.ask
+
+        async def counted(query: Any) -> Any:
+            asked.append(query)
+            return await ask(query)
+
+        fs._view.metadata.ask = counted  # type: ignore[method-assign]
+        for i in range(5):
+            await fs.lookup(d, b"f%d" % i)
+        await fails(errno.ENOENT, fs.lookup(d, b"none"))
+        assert asked == []
+
+    run(test)
+
+
+def test_cookies_survive_unlinks() -> None:
+    async def test(fs: Filesystem) -> None:
+        for i in range(30):
+            await make(fs, b"f%02d" % i)
+        fh, after, found = await fs.opendir(ROOT_INO), 0, []
+        while page := await fs.listing.page(fh, after):
+            for entry, _ in page[:7]:  # as much as the kernel's buffer takes
+                found.append(entry.name)
+                await fs.unlink(ROOT_INO, entry.name)
+                after = entry.id
+        assert found == [b"f%02d" % i for i in range(30)]
+        assert await names(fs) == []
+
+    run(test)
+
+
+def test_truncate_up_and_down_and_times() -> None:
+    async def test(fs: Filesystem) -> None:
+        ino = await make(fs, b"f", b"0123456789")
+        await fs.setattr(ino, ROOT, size=4)
+        await fs.setattr(ino, ROOT, size=8)
+        assert await content(fs, ino) == b"0123" + bytes(4)
+        handle, _ = await fs.open(ino, os.O_RDWR, ROOT)
+        await fs.contents.write(handle.fh, 0, b"ab")
+        await fs.setattr(ino, ROOT, mtime=5, atime=6)
+        await fs.contents.flush(handle.fh)
+        attr = fs.stat_of(await fs.getattr(ino))
+        assert (attr.mtime, attr.atime) == (5, 6), "data that was written before does not come after"
+        await fs.contents.write(handle.fh, 100, b"gone")
+        await fs.setattr(ino, ROOT, size=3)
+        assert bytes(await fs.contents.read(handle.fh, 0, 1000)) == b"ab2"
+        _reopened, _ = await fs.open(ino, os.O_WRONLY | os.O_TRUNC, ROOT)
+        assert fs.stat_of(await fs.getattr(ino)).size == 0
+
+    run(test)
+
+
+def test_set_user_id_goes_with_writes_of_others() -> None:
+    async def test(fs: Filesystem) -> None:
+        ino = await make(fs, b"f", b"x", mode=0o6755)
+        for caller, want in ((ROOT, 0o6755), (USER, 0o755)):
+            handle, _ = await fs.open(ino, os.O_WRONLY, caller)
+            await fs.contents.write(handle.fh, 0, b"y")
+            assert stat.S_IMODE(fs.stat_of(await fs.getattr(ino)).mode) == want
+            await fs.contents.flush(handle.fh)
+            assert stat.S_IMODE(fs.stat_of(await fs.getattr(ino)).mode) == want
+        await fs.setattr(ino, ROOT, mode=0o6755)
+        await fs.setattr(ino, USER, size=0)
+        assert stat.S_IMODE(fs.stat_of(await fs.getattr(ino)).mode) == 0o755
+        await fs.setattr(ino, ROOT, mode=0o6755)
+        await fs.setattr(ino, ROOT, uid=5)
+        assert stat.S_IMODE(fs.stat_of(await fs.getattr(ino)).mode) == 0o755
+
+    run(test)
+
+
+def test_set_group_id_directories() -> None:
+    async def test(fs: Filesystem) -> None:
+        d = await fs.mkdir(ROOT_INO, b"d", 0o2777, Caller(0, 77))
+        f, _handle, _ = await fs.create(d.ino, b"f", 0o644, os.O_WRONLY, USER)
+        sub = await fs.mkdir(d.ino, b"s", 0o755, USER)
+        assert (f.attr.gid, sub.attr.gid, stat.S_IMODE(sub.attr.mode)) == (77, 77, 0o2755)
+
+    run(test)
+
+
+def test_extended_attributes() -> None:
+    async def test(a: Filesystem, b: Filesystem) -> None:
+        ino = await make(a, b"f", b"data")
+        await fails(errno.ENODATA, a.xattrs.get(ino, b"security.capability"))
+        await a.xattrs.set(ino, b"user.a", b"1")
+        assert await b.xattrs.get(ino, b"user.a") == b"1"
+        await fails(errno.EEXIST, a.xattrs.set(ino, b"user.a", b"2", 1))
+        await fails(errno.ENODATA, a.xattrs.set(ino, b"user.b", b"2", 2))
+        await fails(errno.EOPNOTSUPP, a.xattrs.set(ino, b"system.posix_acl_access", b"x"))
+        await fails(errno.EOPNOTSUPP, a.xattrs.get(ino, b"system.posix_acl_access"))
+        await fails(errno.E2BIG, a.xattrs.set(ino, b"user.b", bytes(70_000)))
+        assert await b.xattrs.names(ino) == [b"user.a"]
+        assert await b.xattrs.get(ino, b"trivium.ino") == b"%d" % ino
+        await a.xattrs.remove(ino, b"user.a")
+        await fails(errno.ENODATA, b.xattrs.get(ino, b"user.a"))
+
+    run(test, 2)
+
+
+def test_special_files_and_links() -> None:
+    async def test(fs: Filesystem) -> None:
+        link = await fs.symlink(ROOT_INO, b"l", b"target", ROOT)
+        assert await fs.readlink(link.ino) == b"target" and link.attr.size == 6
+        fifo = await fs.mknod(ROOT_INO, b"p", stat.S_IFIFO | 0o600, 0, ROOT)
+        assert stat.S_ISFIFO(fifo.attr.mode)
+        device = await fs.mknod(ROOT_INO, b"c", stat.S_IFCHR | 0o600, os.makedev(1, 3), ROOT)
+        assert device.attr.rdev == os.makedev(1, 3)
+        ino = await make(fs, b"f")
+        assert (await fs.link(ino, ROOT_INO, b"g")).attr.nlink == 2
+        await fs.unlink(ROOT_INO, b"f")
+        assert fs.stat_of(await fs.getattr(ino)).nlink == 1
+        await fails(errno.ENAMETOOLONG, fs.symlink(ROOT_INO, b"long", b"x" * 4096, ROOT))
+        await fails(errno.ENAMETOOLONG, fs.mkdir(ROOT_INO, b"x" * 256, 0o755, ROOT))
+
+    run(test)
+
+
+def test_forgotten_inodes_leave_the_table() -> None:
+    async def test(fs: Filesystem) -> None:
+        for i in range(20):
+            ino = await make(fs, b"f%d" % i, b"x")
+            await fs.lookup(ROOT_INO, b"f%d" % i)
+            fs.forget(ino, 1)
+            assert fs._view.inodes.get(ino) is not None
+            fs.forget(ino, 1)
+            assert fs._view.inodes.get(ino) is None
+
+    run(test)
+
+
+def test_appends_of_two_mounts_land_whole() -> None:
+    async def test(a: Filesystem, b: Filesystem) -> None:
+        ino = await make(a, b"log")
+        await b.lookup(ROOT_INO, b"log")
+        rng = random.Random(4)
+        lines: dict[bytes, int] = {}
+
+        async def writer(fs: Filesystem, tag: bytes) -> None:
+            handle, _ = await fs.open(ino, os.O_WRONLY | os.O_APPEND, ROOT)
+            for i in range(40):
+                line = b"%s%d:%s\n" % (tag, i, tag * rng.choice((3, 300, 30_000)))
+                lines[line] = i
+                await fs.contents.write(handle.fh, 0, line)
+                if rng.random() < 0.5:
+                    await fs.contents.sync(handle.fh)
+                await trio.sleep(rng.random() / 10)
+            await fs.contents.flush(handle.fh)
+            await fs.release(handle.fh)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(writer, a, b"A")
+            nursery.start_soon(writer, b, b"B")
+        data = await content(a, ino)
+        assert data == await content(b, ino)
+        found = [line + b"\n" for line in data.split(b"\n")[:-1]]
+        assert sorted(found) == sorted(lines)
+        for tag in (b"A", b"B"):
+            assert [lines[x] for x in found if x.startswith(tag)] == list(range(40))
+
+    run(test, 2)
+
+
+def test_failures_are_told_once_to_each_handle() -> None:
+    async def test(fs: Filesystem) -> None:
+        ino = await make(fs, b"f", b"before")
+        first, _ = await fs.open(ino, os.O_RDWR, ROOT)
+        second, _ = await fs.open(ino, os.O_RDWR, ROOT)
+        put = fs._writeback._chunks.put
+
+        async def full(*args: Any, **more: Any) -> Any:
+            raise NoSpace("the pool is full")
+
+        fs._writeback._chunks.put = full  # type: ignore[method-assign]
+        await fs.contents.write(first.fh, 0, bytes(100_000))
+        await fails(errno.ENOSPC, fs.contents.sync(first.fh))
+        await fs.contents.sync(first.fh)
+        await fails(errno.ENOSPC, fs.contents.flush(second.fh))
+        fs._writeback._chunks.put = put  # type: ignore[method-assign]
+        third, _ = await fs.open(ino, os.O_RDWR, ROOT)
+        await fs.contents.flush(third.fh)
+        assert await content(fs, ino) == b"before"
+
+    run(test)
+
+
+def test_a_refused_commit_puts_the_data_again() -> None:
+    async def test(fs: Filesystem) -> None:
+        client, left = fs._view.metadata, [2]
+        call = client.call
+
+        async def refusing(*operations: Any, **more: Any) -> tuple[Any, ...]:
+            if left[0] and isinstance(operations[0], Write):
+                left[0] -= 1
+                raise MetadataError("CHUNK_REFUSED")
+            return await call(*operations, **more)
+
+        client.call = refusing  # type: ignore[method-assign]
+        data = random.Random(1).randbytes(300_000)
+        assert await content(fs, await make(fs, b"f", data)) == data
+        assert left == [0]
+
+    run(test)
+
+
+def test_holes_copies_and_allocation() -> None:
+    async def test(fs: Filesystem) -> None:
+        data = random.Random(2).randbytes(200_000)
+        inode, handle, _ = await fs.create(ROOT_INO, b"f", 0o644, os.O_RDWR, ROOT)
+        fh = handle.fh
+        await fs.contents.write(fh, MIB, data)
+        assert await fs.contents.seek(fh, 0, os.SEEK_DATA) == MIB
+        assert await fs.contents.seek(fh, 0, os.SEEK_HOLE) == 0
+        assert await fs.contents.seek(fh, MIB, os.SEEK_HOLE) == MIB + 200_000
+        await fails(errno.ENXIO, fs.contents.seek(fh, 2 * MIB, os.SEEK_DATA))
+        await fs.contents.allocate(fh, 3, MIB + 1000, 1000)
+        want = bytearray(bytes(MIB) + data)
+        want[MIB + 1000 : MIB + 2000] = bytes(1000)
+        assert await content(fs, inode.ino) == want
+        _, copy, _ = await fs.create(ROOT_INO, b"g", 0o644, os.O_RDWR, ROOT)
+        assert await fs.contents.copy_range(fh, MIB, copy.fh, 5, 1 << 30) == 200_000
+        assert bytes(await fs.contents.read(copy.fh, 0, MIB)) == bytes(5) + want[MIB:]
+        await fs.contents.allocate(fh, 0, 0, 2 * MIB)
+        assert fs.stat_of(await fs.getattr(inode.ino)).size == 2 * MIB
+
+    run(test)
+
+
+def test_create_of_an_existing_name() -> None:
+    async def test(a: Filesystem, b: Filesystem) -> None:
+        ino = await make(a, b"f", b"data")
+        await fails(errno.EEXIST, b.create(ROOT_INO, b"f", 0o644, os.O_WRONLY | os.O_EXCL, ROOT))
+        inode, handle, _ = await b.create(ROOT_INO, b"f", 0o644, os.O_RDWR, ROOT)
+        assert inode.ino == ino and bytes(await b.contents.read(handle.fh, 0, 9)) == b"data"
+        inode, handle, _ = await b.create(ROOT_INO, b"f", 0o644, os.O_RDWR | os.O_TRUNC, ROOT)
+        assert await content(a, ino) == b""
+
+    run(test, 2)
