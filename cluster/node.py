@@ -7,11 +7,13 @@ executor. The handler answers, or raises a ClusterError; anything else is logged
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import TypeVar
 
 import msgspec
+import trio
 
 from trivium.cluster import wire
 from trivium.cluster.clock import Executor
@@ -23,6 +25,7 @@ from trivium.cluster.transport.interface import Buffer, Peer, Reply
 from trivium.cluster.wire import DriveReport, NodeAnswer, NodeRequest, Outcome, Service
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 Entry = TypeVar("Entry", wire.PutShard, wire.AppendLog, wire.DeleteShard)
 Result = ClusterError | None
 Work = Callable[[Store, list[tuple[Entry, memoryview]]], list[Result]]
@@ -46,6 +49,8 @@ class Node:
         have but could not open (state "missing"), reported until they are closed."""
         self.node_id = node_id
         self._stores = {store.drive: store for store in stores}
+        self._inside: dict[bytes, int] = {}  # calls that run on a drive's descriptors
+        self._left = trio.Event()  # replaced each time that somebody leaves
         self._absent = {report.drive: report for report in absent}
         self._files, self._executor, self._cluster = files, executor, cluster
         self._make_path = make_path or (lambda path: path)
@@ -99,7 +104,7 @@ class Node:
     async def aclose(self) -> None:
         """Close every drive (their locks are released)."""
         for drive in list(self._stores):
-            await self._executor.run(self._stores.pop(drive).close)
+            await self._close_store(drive)
 
     # ---- shards ---------------------------------------------------------------------------------------------
 
@@ -113,72 +118,71 @@ class Node:
     async def _read(self, peer: Peer, r: wire.ReadShard, payload: memoryview) -> Reply:
         if r.first_block < 0 or not 0 <= r.blocks * BLOCK <= MAX_READ:
             raise Refused("a read of an impossible range")
-        shards = self._store(r.drive).shards
-        header, data = await self._executor.run(shards.read, r.chunk, r.index, r.first_block, r.blocks, r.with_header)
+        header, data = await self._run(
+            r.drive, lambda s: s.shards.read(r.chunk, r.index, r.first_block, r.blocks, r.with_header)
+        )
         return _reply(wire.ShardData(len(header)), [header, data])
 
     async def _open(self, peer: Peer, r: wire.OpenShard, payload: memoryview) -> Reply:
         if not peer.local:
             raise Refused("descriptors are passed on the same host only")
-        fd = await self._executor.run(self._store(r.drive).shards.open, r.chunk, r.index)
+        fd = await self._run(r.drive, lambda s: s.shards.open(r.chunk, r.index))
         return Reply(wire.encode_node_answer(wire.ShardData(0)), fds=(self._files.export(fd),))
 
     async def _inventory(self, peer: Peer, r: wire.Inventory, payload: memoryview) -> Reply:
         limit = min(max(r.limit, 1), 50_000)
-        entries, more = await self._executor.run(self._store(r.drive).shards.inventory, r.after, limit)
+        entries, more = await self._run(r.drive, lambda s: s.shards.inventory(r.after, limit))
         return _reply(wire.InventoryPage(tuple(entries), more))
 
     async def _verify(self, peer: Peer, r: wire.VerifyShard, payload: memoryview) -> Reply:
-        return await self._one(self._store(r.drive).shards.verify, r.chunk, r.index, r.nonce)
+        return await self._one(r.drive, lambda s: s.shards.verify(r.chunk, r.index, r.nonce))
 
     async def _quarantine(self, peer: Peer, r: wire.Quarantine, payload: memoryview) -> Reply:
-        return await self._one(self._store(r.drive).shards.quarantine, r.chunk, r.index)
+        return await self._one(r.drive, lambda s: s.shards.quarantine(r.chunk, r.index))
 
     # ---- logs -----------------------------------------------------------------------------------------------
 
     async def _create_log(self, peer: Peer, r: wire.CreateLog, payload: memoryview) -> Reply:
-        logs = self._store(r.drive).logs
-        return _reply(await self._executor.run(logs.create, r.head, r.capacity, r.reserve_class))
+        return _reply(await self._run(r.drive, lambda s: s.logs.create(r.head, r.capacity, r.reserve_class)))
 
     async def _append(self, peer: Peer, request: wire.AppendLogs, payload: memoryview) -> Reply:
         parts = _cut(payload, [a.length for a in request.appends])
         return await self._side_by_side(request.appends, parts, _append_logs)
 
     async def _seal_log(self, peer: Peer, r: wire.SealLog, payload: memoryview) -> Reply:
-        return _reply(await self._executor.run(self._store(r.drive).logs.seal, r.segment))
+        return _reply(await self._run(r.drive, lambda s: s.logs.seal(r.segment)))
 
     async def _stat_log(self, peer: Peer, r: wire.StatLog, payload: memoryview) -> Reply:
-        return _reply(await self._executor.run(self._store(r.drive).logs.stat, r.segment))
+        return _reply(await self._run(r.drive, lambda s: s.logs.stat(r.segment)))
 
     async def _read_log(self, peer: Peer, r: wire.ReadLog, payload: memoryview) -> Reply:
         limit = min(max(r.max_bytes, 1), MAX_READ)
-        state, data = await self._executor.run(self._store(r.drive).logs.read, r.segment, r.from_seq, limit)
+        state, data = await self._run(r.drive, lambda s: s.logs.read(r.segment, r.from_seq, limit))
         return _reply(state, data)
 
     async def _remove_log(self, peer: Peer, r: wire.RemoveLog, payload: memoryview) -> Reply:
-        return await self._one(self._store(r.drive).logs.remove, r.segment)
+        return await self._one(r.drive, lambda s: s.logs.remove(r.segment))
 
     async def _list_logs(self, peer: Peer, r: wire.ListLogs, payload: memoryview) -> Reply:
-        return _reply(wire.LogList(tuple(await self._executor.run(self._store(r.drive).logs.heads))))
+        return _reply(wire.LogList(tuple(await self._run(r.drive, lambda s: s.logs.heads()))))
 
     # ---- root -----------------------------------------------------------------------------------------------
 
     async def _read_root(self, peer: Peer, r: wire.ReadRoot, payload: memoryview) -> Reply:
-        store = self._store(r.drive)
-        await self._executor.run(store.check)
-        return _reply(wire.RootCopy(store.root.read()))
+        return _reply(wire.RootCopy(await self._run(r.drive, Store.read_root)))
 
     async def _promise_root(self, peer: Peer, r: wire.PromiseRoot, payload: memoryview) -> Reply:
-        return _reply(wire.RootCopy(await self._executor.run(self._store(r.drive).root.promise, r.ballot)))
+        return _reply(wire.RootCopy(await self._run(r.drive, lambda s: s.root.promise(r.ballot))))
 
     async def _accept_root(self, peer: Peer, r: wire.AcceptRoot, payload: memoryview) -> Reply:
-        return _reply(wire.RootCopy(await self._executor.run(self._store(r.drive).root.accept, r.slot, r.hint)))
+        return _reply(wire.RootCopy(await self._run(r.drive, lambda s: s.root.accept(r.slot, r.hint))))
 
     # ---- drives ---------------------------------------------------------------------------------------------
 
     async def _ping(self, peer: Peer, r: wire.Ping, payload: memoryview) -> Reply:
         stores = list(self._stores.values())
-        reports = await self._executor.run(lambda: [store.report() for store in stores])
+        with self._entered(list(self._stores)):
+            reports = await self._executor.run(lambda: [store.report() for store in stores])
         return _reply(wire.NodeReport(self.node_id, (*reports, *self._absent.values())))
 
     async def _format(self, peer: Peer, r: wire.FormatDrive, payload: memoryview) -> Reply:
@@ -194,23 +198,44 @@ class Node:
 
     async def _close(self, peer: Peer, r: wire.CloseDrive, payload: memoryview) -> Reply:
         self._absent.pop(r.drive, None)
-        store = self._stores.pop(r.drive, None)
-        if store is not None:
-            await self._executor.run(store.close)
+        await self._close_store(r.drive)
         return _reply(wire.Outcomes((wire.OK,)))
+
+    async def _close_store(self, drive: bytes) -> None:
+        store = self._stores.pop(drive, None)
+        if store is None:
+            return
+        with trio.CancelScope(shield=True):
+            while self._inside.get(drive):
+                await self._left.wait()
+            await self._executor.run(store.close)
 
     # ---- how calls are run ----------------------------------------------------------------------------------
 
-    def _store(self, drive: bytes) -> Store:
+    @contextmanager
+    def _entered(self, drives: Iterable[bytes]) -> Iterator[None]:
+        """While a call is inside a drive, the drive is not closed under it."""
+        for drive in drives:
+            self._inside[drive] = self._inside.get(drive, 0) + 1
         try:
-            return self._stores[drive]
-        except KeyError:
-            raise _elsewhere(drive) from None
+            yield
+        finally:
+            for drive in drives:
+                self._inside[drive] -= 1
+            self._left.set()
+            self._left = trio.Event()
 
-    async def _one(self, fn: Callable[..., None], *args: object) -> Reply:
+    async def _run(self, drive: bytes, call: Callable[[Store], T]) -> T:
+        store = self._stores.get(drive)
+        if store is None:
+            raise _elsewhere(drive)
+        with self._entered((drive,)):
+            return await self._executor.run(call, store)
+
+    async def _one(self, drive: bytes, call: Callable[[Store], None]) -> Reply:
         outcome = wire.OK
         try:
-            await self._executor.run(fn, *args)
+            await self._run(drive, call)
         except ClusterError as error:
             outcome = Outcome.of(error)
         return _reply(wire.Outcomes((outcome,)))
@@ -227,7 +252,9 @@ class Node:
             for drive, places in drives.items()
         ]
         outcomes: list[Outcome] = [wire.OK] * len(entries)
-        for places, results in zip(drives.values(), await self._executor.run_all(calls), strict=True):
+        with self._entered(drives):
+            answers = await self._executor.run_all(calls)
+        for places, results in zip(drives.values(), answers, strict=True):
             for place, error in zip(places, results, strict=True):
                 if error is not None:
                     outcomes[place] = Outcome.of(error)

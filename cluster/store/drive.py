@@ -28,8 +28,10 @@ class Store:
         self._files, self.path, self.drive = files, path, drive
         self._folders, self._root_fd = folders, root
         self._identity = files.fstat(root)
+        self._inodes = {name: files.fstat(fd).inode for name, fd in folders.items() if name}
         self.health = Health(files, os.path.basename(path) or drive.hex())
         self.health.probe = self.check
+        self._ballast_freed = False
 
     shards: Shards
     logs: Logs
@@ -97,9 +99,12 @@ class Store:
         files, health, held = self._files, self.health, self._folders
         self.root = RootCell(files, health, self._root_fd, self.drive, root)
         self.shards = Shards(
-            files, health, chunks=held["chunks"], tmp=held["tmp"], quarantine=held["quarantine"], cluster=cluster
+            files, health, chunks=held["chunks"], tmp=held["tmp"], quarantine=held["quarantine"], cluster=cluster,
+            reserve=self.free_ballast,
+        )  # fmt: skip
+        self.logs = Logs(
+            files, health, folder=held["log"], tmp=held["tmp"], cluster=cluster, reserve=self.free_ballast
         )
-        self.logs = Logs(files, health, folder=held["log"], tmp=held["tmp"], cluster=cluster)
         for name in files.list(held["tmp"]):
             files.unlink(held["tmp"], name)
         with suppress(OSError):  # a full disk: the lock holds all the same
@@ -116,6 +121,23 @@ class Store:
             raise self.health.fail("failed", f"{self.path}: {error.strerror or error}") from None
         if (now.device, now.inode) != (self._identity.device, self._identity.inode):
             raise self.health.fail("wiped", f"{self.path} is not the drive that was opened")
+        for name, inode in self._inodes.items():
+            self._check_folder(name, inode)
+
+    def _check_folder(self, name: str, inode: int) -> None:
+        try:
+            same = self._files.stat(self._folders[""], name).inode == inode
+        except FileNotFoundError:
+            same = False
+        except OSError as error:
+            raise self.health.fail("failed", f"{self.path}/{name}: {error.strerror or error}") from None
+        if not same:
+            raise self.health.fail("wiped", f"{self.path}/{name} is not the folder that was opened")
+
+    def read_root(self) -> RootSlot:
+        """The drive's copy of the root, after a look whether this is still the drive."""
+        self.check()
+        return self.root.read()
 
     def report(self) -> DriveReport:
         """Check the drive and say how it is. Never raises."""
@@ -124,8 +146,9 @@ class Store:
             self.check()
             space = self._files.space(self._folders[""])
             total, free = space.total, space.free
-            if free > 2 * BALLAST:
+            if free > 4 * BALLAST:
                 self.health.full = False
+                self._restore_ballast()
         except (ClusterError, OSError):
             pass
         health = self.health
@@ -142,9 +165,18 @@ class Store:
             self._files.unlink(self._folders[""], "ballast")
         except OSError:
             return False
+        self._ballast_freed = True
         return True
 
+    def _restore_ballast(self) -> None:
+        if self._ballast_freed:
+            _preallocate(self._files, self.health, self._folders[""], BALLAST)
+            self._ballast_freed = False
+
     def close(self) -> None:
+        """Release everything. Nobody may be inside a call: a descriptor's number is soon somebody else's."""
+        if not self._folders:
+            return
         self.shards.close()
         self.logs.close()
         if self.health.state == "ok":

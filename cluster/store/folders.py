@@ -86,6 +86,21 @@ class FolderCache:
             if folder is not None:
                 self._retire(folder)
 
+    def remove_empty(self, session: int, group: int) -> None:
+        """Remove a folder that nobody uses and that holds nothing, and its session's when that was the last one."""
+        name = f"{session:016x}"
+        with self._lock:
+            folder = self._open.get((session, group))
+            if folder is not None and folder.users:
+                return
+            with suppress(OSError):
+                self._files.remove_folder(self._top, f"{name}/{group:x}")
+                if folder is not None:
+                    self._retire(self._open.pop((session, group)))
+                if not any(key[0] == session for key in self._open):
+                    self._durable.discard(session)
+                    self._files.remove_folder(self._top, name)
+
     def close(self) -> None:
         with self._lock:
             while self._open:

@@ -72,7 +72,7 @@ class Health:
         if number in (errno.ENOENT, errno.ESTALE, errno.ENOTDIR):
             self.probe()  # raises DriveFailed when the whole drive is gone
             return NotFound(f"drive {self.name} does not have {what}")
-        if reading and number == errno.EIO:
+        if reading:
             self.read_errors += 1
             return Corrupt(f"drive {self.name}: reading {what}: {said}")
         return self.fail("failed", f"{what}: {said}")

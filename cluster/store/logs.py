@@ -14,10 +14,11 @@ Invariants:
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 
 from trivium.cluster import logfile
-from trivium.cluster.errors import Corrupt, Exists, NotFound, Refused
+from trivium.cluster.errors import Corrupt, Exists, NoSpace, NotFound, Refused
 from trivium.cluster.files import FileOps
 from trivium.cluster.store import space
 from trivium.cluster.store.health import Health
@@ -30,9 +31,12 @@ MAX_CAPACITY = 1 << 30
 
 
 class Logs:
-    def __init__(self, files: FileOps, health: Health, *, folder: int, tmp: int, cluster: bytes) -> None:
+    def __init__(
+        self, files: FileOps, health: Health, *, folder: int, tmp: int, cluster: bytes, reserve: Callable[[], bool]
+    ) -> None:
+        """`reserve` frees space kept back for the metadata (False: there is none left)."""
         self._files, self._health, self._cluster = files, health, cluster
-        self._folder, self._tmp = folder, tmp
+        self._folder, self._tmp, self._reserve = folder, tmp, reserve
         self._lock = threading.Lock()  # guards the table and creating and removing files
         self._segments: dict[bytes, Segment] = {}
         self._folder_synced = False
@@ -52,7 +56,7 @@ class Logs:
             try:
                 segment = self._get(head.segment)
             except NotFound:
-                segment = self._make(head, capacity, reserve_class)
+                segment = self._make_or_free(head, capacity, reserve_class)
                 self._segments[head.segment] = segment
         if segment.head != head:
             raise Exists(f"drive {self._health.name} has another log segment {head.segment.hex()}")
@@ -75,6 +79,7 @@ class Logs:
         if found is not None:
             self._health.check()
             return found
+        _require_id(segment)
         with self._lock:
             return self._get(segment)
 
@@ -95,6 +100,8 @@ class Logs:
 
     def remove(self, segment: bytes) -> None:
         """Remove its file, whatever its state. Idempotent."""
+        self._health.check()
+        _require_id(segment)
         with self._lock:
             known = self._segments.pop(segment, None)
             with self._health.writing("its log folder"):
@@ -157,6 +164,14 @@ class Logs:
             finally:
                 self._files.close(fd)
 
+    def _make_or_free(self, head: LogHead, capacity: int, reserve_class: int) -> Segment:
+        try:
+            return self._make(head, capacity, reserve_class)
+        except NoSpace:
+            if reserve_class != space.METADATA or not self._reserve():
+                raise
+            return self._make(head, capacity, reserve_class)
+
     def _make(self, head: LogHead, capacity: int, reserve_class: int) -> Segment:
         name = head.segment.hex()
         data = logfile.build_head(self._cluster, head)
@@ -180,6 +195,11 @@ class Logs:
     def _discard(self, name: str) -> None:
         with suppress(OSError):
             self._files.unlink(self._tmp, name)
+
+
+def _require_id(segment: bytes) -> None:
+    if len(segment) != 16:
+        raise Refused("a log segment's id has 16 bytes")
 
 
 def _parse(name: str) -> bytes | None:

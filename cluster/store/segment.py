@@ -28,7 +28,8 @@ class Segment:
         self.head = head
         self.sealed = name.endswith(".sealed")
         found = logfile.scan(memoryview(data)[HEAD_SIZE:], head.segment, head.first_seq, head.previous_hash)
-        self._hole = found.tail is Tail.HOLE
+        # a sealed file ends with its last record: anything else there was one, too
+        self._hole = found.tail is Tail.HOLE or (self.sealed and HEAD_SIZE + found.end != len(data))
         self._offsets = array("Q", (HEAD_SIZE + at for at in found.offsets))
         self._end = HEAD_SIZE + found.end
         self._dirty_end = HEAD_SIZE + found.tail_end  # bytes of [end, dirty end) belong to no answered append

@@ -10,11 +10,11 @@ Invariants:
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from trivium.cluster import shardfile
-from trivium.cluster.errors import ClusterError, Corrupt, Exists, NotFound, Refused
+from trivium.cluster.errors import ClusterError, Corrupt, Exists, NoSpace, NotFound, Refused
 from trivium.cluster.files import UNSUPPORTED, FileOps
 from trivium.cluster.model import BLOCK, SHARD_ALIGN, ChunkId
 from trivium.cluster.shardfile import ShardHeader, shard_name
@@ -29,10 +29,12 @@ VERIFY_STEP = 64 * BLOCK
 
 class Shards:
     def __init__(
-        self, files: FileOps, health: Health, *, chunks: int, tmp: int, quarantine: int, cluster: bytes
-    ) -> None:
+        self, files: FileOps, health: Health, *, chunks: int, tmp: int, quarantine: int, cluster: bytes,
+        reserve: Callable[[], bool],
+    ) -> None:  # fmt: skip
+        """`reserve` frees space kept back for the metadata (False: there is none left)."""
         self._files, self._health, self._cluster = files, health, cluster
-        self._chunks, self._tmp, self._quarantine = chunks, tmp, quarantine
+        self._chunks, self._tmp, self._quarantine, self._reserve = chunks, tmp, quarantine, reserve
         self._folders = FolderCache(files, health, chunks)
         self._turn = threading.Condition()
         self._busy: set[tuple[ChunkId, int]] = set()
@@ -48,6 +50,16 @@ class Shards:
     def write(self, put: PutShard, data: memoryview) -> None:
         """Verify a complete shard file and store it durably. Exists, NoSpace, Corrupt, Refused, DriveFailed."""
         header = self._checked(put, data)
+        try:
+            self._store(put, header, data)
+        except NoSpace:
+            if put.reserve_class != space.METADATA or not self._reserve():
+                raise
+            self._store(put, header, data)
+        self.shards_put += 1
+        self.bytes_put += len(data)
+
+    def _store(self, put: PutShard, header: ShardHeader, data: memoryview) -> None:
         name = f"shard {put.index} of chunk {put.chunk}"
         with self._health.writing(name), self._alone(put.chunk, put.index):
             space.require(self._files.space(self._chunks), len(data), put.reserve_class, self._health.name)
@@ -63,8 +75,6 @@ class Shards:
                 raise
             finally:
                 self._folders.release(folder)
-        self.shards_put += 1
-        self.bytes_put += len(data)
 
     def _checked(self, put: PutShard, data: memoryview) -> ShardHeader:
         header = shardfile.verify_file(data)
@@ -145,12 +155,14 @@ class Shards:
 
     def open(self, chunk: ChunkId, index: int) -> int:
         """A descriptor of the shard file; the caller closes it."""
+        _require_id(chunk, index)
         with self._health.reading(f"shard {index} of chunk {chunk}"):
             return self._files.open(self._chunks, shard_name(chunk, index))
 
     def read(self, chunk: ChunkId, index: int, first: int, blocks: int, with_header: bool) -> tuple[bytes, bytes]:
         """(padded header or b"", the bytes of `blocks` blocks from `first`, fewer at the end). Not verified here:
         the reader does that, with the header."""
+        _require_id(chunk, index)
         with self._health.reading(f"shard {index} of chunk {chunk}"):
             fd = self._files.open(self._chunks, shard_name(chunk, index))
             try:
@@ -216,7 +228,10 @@ class Shards:
             for group in self._numbers(f"{session:016x}"):
                 if (session, group) < (after[0], after[1] >> GROUP_BITS):
                     continue
-                for counter, index in self._leaves(f"{session:016x}/{group:x}"):
+                leaves = self._leaves(f"{session:016x}/{group:x}")
+                if not leaves:
+                    self._folders.remove_empty(session, group)
+                for counter, index in leaves:
                     if (session, counter, index) > after:
                         yield ChunkId(session, counter), index
 
@@ -286,6 +301,7 @@ class Shards:
 
     def quarantine(self, chunk: ChunkId, index: int) -> None:
         """Move a shard aside, where nothing reads it and nothing deletes it."""
+        _require_id(chunk, index)
         with self._health.writing(f"shard {index} of chunk {chunk}"), self._alone(chunk, index):
             folder = self._folders.acquire(chunk.session, chunk.counter >> GROUP_BITS, create=False)
             try:
@@ -320,6 +336,11 @@ class Shards:
             with self._turn:
                 self._busy.discard(key)
                 self._turn.notify_all()
+
+
+def _require_id(chunk: ChunkId, index: int) -> None:
+    if not (0 <= chunk.session < 1 << 64 and 0 <= chunk.counter < 1 << 64 and 0 <= index < 256):
+        raise Refused("a chunk's numbers have 64 bits, a shard's index 8")
 
 
 def _hex(text: str) -> int | None:
