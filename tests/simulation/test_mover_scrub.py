@@ -137,7 +137,7 @@ def test_a_file_that_is_in_the_target_place_already_is_never_adopted() -> None:
         home = row.group.drives[2]
         assert (
             await pool.mover.rebuild(row, moved(pool, row, {2: spare}), 5) == 0
-        )  # away; a delete with seq 5 is queued
+        )  # a delete with seq 5 is queued
         away = Placed(row.chunk, row.nonce, row.length, 0, 5, moved(pool, row, {2: spare}))
         assert await pool.mover.rebuild(away, row.group, 8) == 0  # and back
         assert verify_file(pool.nodes.drives[home].files[row.chunk, 2]).spec.plan_seq == 8
