@@ -14,7 +14,7 @@ class CommandError(click.ClickException):
 
     def __init__(self, message: str, status: int = 1) -> None:
         super().__init__(message)
-        self.exit_code = status
+        self.exit_code = status  # type: ignore[misc]
 
 
 def unreachable(data: object) -> CommandError:

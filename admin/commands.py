@@ -1,0 +1,117 @@
+"""The operator's commands as the metadata server answers them (messages.Admin)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Coroutine
+from dataclasses import asdict, is_dataclass
+from typing import TYPE_CHECKING, Any
+
+import apsw
+
+from trivium.admin import drivecommands
+from trivium.metadata.digest import digest
+from trivium.metadata.messages import Credential, MetadataError, SetCredential
+
+if TYPE_CHECKING:
+    from trivium.admin.processes.lead import Leader
+
+Command = Callable[[dict[str, Any]], Coroutine[Any, Any, Any]]
+
+
+def register_commands(leader: Leader, endpoints: dict[str, str]) -> None:
+    """Make them known to the server. `endpoints` is what this process listens on."""
+    commands = Commands(leader, endpoints)
+    leader.server.admin_commands.update(
+        {
+            "status": commands.status,
+            "heal": commands.heal,
+            "endpoints": commands.endpoints,
+            "credential_root": commands.credential_root,
+            "credential_list": commands.credential_list,
+            "credential_set": commands.credential_set,
+            "drive_replace": commands.drive_replace,
+            "metadata_copy": commands.metadata_copy,
+            "digest": commands.digest,
+            "fsck": commands.fsck,
+            "dump": commands.dump,
+        }
+    )
+
+
+class Commands:
+    def __init__(self, leader: Leader, endpoints: dict[str, str]) -> None:
+        self._leader, self._endpoints = leader, endpoints
+
+    async def status(self, arguments: dict[str, Any]) -> Any:
+        await self._leader.substrate.watch.refresh()
+        return await self._leader.status()
+
+    async def heal(self, arguments: dict[str, Any]) -> Any:
+        self._leader.healer.changed()
+        return await self._leader.healer.report()
+
+    async def endpoints(self, arguments: dict[str, Any]) -> Any:
+        return self._endpoints
+
+    async def credential_root(self, arguments: dict[str, Any]) -> Any:
+        found = await self._leader.root_credential()
+        return {"access_key": found.access_key, "secret_key": found.secret_key}
+
+    async def credential_list(self, arguments: dict[str, Any]) -> Any:
+        rows = await self._leader.read(
+            lambda reader: reader.all(
+                "SELECT access_key, user, bucket, root FROM credentials ORDER BY user, access_key"
+            )
+        )
+        return [dict(zip(("access_key", "user", "bucket", "root"), row, strict=True)) for row in rows]
+
+    async def credential_set(self, arguments: dict[str, Any]) -> Any:
+        wanted = Credential(arguments["access_key"], arguments["secret_key"], arguments["user"], arguments["bucket"])
+        if wanted.access_key == (await self._leader.root_credential()).access_key:
+            raise MetadataError("EPERM", "the root credential is set by TRIVIUM_ROOT_USER and TRIVIUM_ROOT_PASSWORD")
+        await self._leader.client.call(SetCredential(wanted))
+        self._leader.on_credential(wanted.access_key)
+        return None
+
+    async def drive_replace(self, arguments: dict[str, Any]) -> Any:
+        return await drivecommands.replace_drive(self._leader, arguments["name"], arguments["path"])
+
+    async def metadata_copy(self, arguments: dict[str, Any]) -> Any:
+        """A snapshot into a new file, mode 0600, for a process of its own to look into."""
+        path = arguments["path"]
+        source = str(self._leader.data.metadata / "trivium.db")
+        await self._leader.substrate.executor.run(_copy, source, path)
+        return None
+
+    async def digest(self, arguments: dict[str, Any]) -> Any:
+        source = str(self._leader.data.metadata / "trivium.db")
+        seq, found = await self._leader.substrate.executor.run(_digest, source)
+        return {"seq": seq, "digest": found}
+
+    async def fsck(self, arguments: dict[str, Any]) -> Any:
+        findings = await self._leader.fsck(bool(arguments.get("drives", True)))
+        return [asdict(finding) if is_dataclass(finding) else finding for finding in findings]  # type: ignore[arg-type]
+
+    async def dump(self, arguments: dict[str, Any]) -> Any:
+        return await self._leader.dump_now()
+
+
+def _copy(source: str, target: str) -> None:
+    os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+    database = apsw.Connection(source, flags=apsw.SQLITE_OPEN_READONLY)
+    try:
+        database.execute("VACUUM INTO ?", (target,))
+    finally:
+        database.close()
+
+
+def _digest(source: str) -> tuple[int, str]:
+    from trivium.metadata.database import applied
+
+    database = apsw.Connection(source, flags=apsw.SQLITE_OPEN_READONLY)
+    try:
+        database.execute("BEGIN")
+        return applied(database)[0], digest(database).hex()
+    finally:
+        database.close()

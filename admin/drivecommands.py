@@ -1,0 +1,102 @@
+"""Adding and replacing drives of this machine's node.
+
+The order of each: the directory becomes a drive (formatted, opened) -> the map's rows change by a record -> the root's
+copy of the map -> the root drives' list -> the open log segment -> healing. A crash in between leaves a formatted
+directory that the map does not name (an empty drive, made again) or work that healing finds by its query.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from trivium.admin.processes.drives import absolute, relative
+from trivium.cluster.errors import ClusterError
+from trivium.cluster.model import DriveRow, Root
+from trivium.cluster.wire import CloseDrive, FormatDrive
+from trivium.metadata import maprows, queue
+from trivium.metadata.messages import MetadataError
+from trivium.metadata.tx import Tx
+
+if TYPE_CHECKING:
+    from trivium.admin.processes.lead import Leader
+
+log = logging.getLogger(__name__)
+
+
+async def add_drive(leader: Leader, name: str, path: str) -> DriveRow:
+    """Make the empty directory `path` drive `name`. New groups use it; what is stored stays where it is."""
+    if any(row.name == name and row.reason != "removed" for row in leader.server.map.drives):
+        raise MetadataError("EEXIST", f"there is a drive {name} already")
+    row = await _make(leader, name, path, domain=leader.server.map.drives[0].domain)
+    await leader.change_map(lambda tx: maprows.put_drive(tx, row))
+    await leader.substrate.watch.refresh()
+    return row
+
+
+async def replace_drive(leader: Leader, name: str, path: str) -> dict[str, Any]:
+    """Put a new drive at `path` (default: the old path) in the place of one that is lost."""
+    old = next((row for row in leader.server.map.drives if row.name == name and row.reason != "removed"), None)
+    if old is None:
+        names = ", ".join(row.name for row in leader.server.map.drives if row.reason != "removed")
+        raise MetadataError("ENOENT", f"there is no drive {name}; there are {names}")
+    await leader.substrate.watch.refresh()
+    report = leader.substrate.watch.reports.get(old.id)
+    if report is not None and report.state in ("ok", "full"):
+        raise MetadataError("EBUSY", f"drive {name} is up: replace is for drives that are lost")
+    target = relative(leader.data, path) if path else old.path
+    _require_empty(absolute(leader.data, target))
+    await _close(leader, old.id)
+    row = await _make(leader, name, target, domain=old.domain)
+
+    def execute(tx: Tx) -> None:
+        maprows.put_drive(tx, msgspec.structs.replace(old, reason="removed"))
+        maprows.put_drive(tx, row)
+        queue.drive_removed(tx, old.id)
+
+    await leader.change_map(execute)
+    await leader.substrate.watch.refresh()
+    await leader.register.change(lambda root: _swap_voter(root, old.id, row.id))
+    if old.id in leader.log.chain[-1].drives:
+        await leader.log.leave({old.id})
+    leader.healer.changed()
+    log.info("drive %s is replaced by a new one at %s", name, target)
+    return {"path": absolute(leader.data, target), "id": row.id.hex()}
+
+
+def _swap_voter(root: Root, old: bytes, new: bytes) -> Root:
+    return msgspec.structs.replace(
+        root, root_drives=tuple(new if drive == old else drive for drive in root.root_drives)
+    )
+
+
+def _require_empty(path: str) -> None:
+    try:
+        found = sorted(os.listdir(path))
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise MetadataError("EINVAL", f"{path}: {error.strerror}") from None
+    if [name for name in found if name != "lost+found"]:
+        raise MetadataError(
+            "ENOTEMPTY", f"{path} is not empty ({found[0]}): move what is there away, or name another PATH"
+        )
+
+
+async def _make(leader: Leader, name: str, path: str, *, domain: str) -> DriveRow:
+    substrate = leader.substrate
+    drive = substrate.random.randbytes(16)
+    await substrate.router.call_node(substrate.node_id, FormatDrive(path, drive))
+    await substrate.watch.refresh()
+    report = substrate.watch.reports[drive]
+    return DriveRow(drive, name, substrate.node_id, domain, 1.0, "", path, report.bytes_total, report.device)
+
+
+async def _close(leader: Leader, drive: bytes) -> None:
+    try:
+        await leader.substrate.router.call_node(leader.substrate.node_id, CloseDrive(drive))
+    except ClusterError as error:
+        log.warning("the old drive %s is left open: %s", drive.hex(), error)

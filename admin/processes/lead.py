@@ -1,0 +1,296 @@
+"""Leading: this process becomes the metadata server of the pool whose drives it holds.
+
+    claim the root -> take the log over -> recover the database -> serve -> ... -> close log and root in one write
+
+Proof that the last leader is gone: every drive of this machine is locked by this process, and so is its metadata
+directory (whoever led held them). So a restart waits for nobody.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import trio
+
+from trivium.admin import credentials, report
+from trivium.admin.datadir import DataDir
+from trivium.admin.errors import CommandError
+from trivium.admin.processes.substrate import Substrate
+from trivium.cluster.chunks import Chunks
+from trivium.cluster.clock import ThreadExecutor
+from trivium.cluster.errors import ClusterError
+from trivium.cluster.log import LogParts, LogWriter
+from trivium.cluster.logplan import LogOwner, choose_drives
+from trivium.cluster.model import ClusterMap, Root
+from trivium.cluster.model import Leader as LeaderRow
+from trivium.cluster.mover import Mover
+from trivium.cluster.root import DriveRegister, RootChain
+from trivium.cluster.rootplan import choose_root_drives
+from trivium.cluster.takeover import takeover
+from trivium.cluster.transport.interface import Connection
+from trivium.cluster.transport.memory import MemoryServer
+from trivium.metadata import database, forming, recovery
+from trivium.metadata.client import MetadataClient
+from trivium.metadata.heal import Healer
+from trivium.metadata.messages import Credential, MetadataError, SetCredential
+from trivium.metadata.metalog import ClusterLog
+from trivium.metadata.operations import OPERATIONS, QUERIES, end_session
+from trivium.metadata.server import MetadataServer
+from trivium.metadata.tx import Reader, Tx
+
+log = logging.getLogger(__name__)
+
+METADATA_LOG = 1
+
+
+class Leader:
+    """Everything that leads; composed by `begin`, in nurseries that end in the order faces, server, log."""
+
+    def __init__(self, substrate: Substrate, data: DataDir) -> None:
+        self.substrate, self.data = substrate, data
+        self.formed_now = substrate.forming
+        self.on_credential: Callable[[str], None] = lambda access_key: None
+        self.starter = substrate.random.randbytes(16)
+        self.register = DriveRegister(substrate.router, [drive.id for drive in substrate.map.drives], self.starter)
+        self.server: MetadataServer
+        self.client: MetadataClient
+        self.chunks: Chunks
+        self.healer: Healer
+        self.log: LogWriter
+
+    # ---- beginning ------------------------------------------------------------------------------------------
+
+    async def begin(self, low: trio.Nursery, env: Credential | None) -> None:
+        """Claim, take over, recover. `low` outlives the server: it runs the log."""
+        await self._claim()
+        self.log = await takeover(self._log_parts(), lost=self.substrate.watch.down())
+        await low.start(self.log.run)
+        await low.start(self.register.run)
+        metalog = ClusterLog(self.log)
+        path = str(self.data.metadata / "trivium.db")
+        executor = self.substrate.executor
+        if self.substrate.forming:
+            await self._form(path, metalog, env or credentials.generated())
+        else:
+            done = await recovery.recover(path, metalog, self._dumps(), executor)
+            log.info("metadata %s up to record %d", done, metalog.last_seq)
+        self.server = MetadataServer(
+            path,
+            metalog,
+            cluster=self.substrate.cluster,
+            operations=OPERATIONS,
+            queries=QUERIES,
+            clock=self.substrate.clock,
+            random=self.substrate.random,
+            executor=executor,
+            writer_executor=ThreadExecutor(1),
+            on_session_end=_end_session,
+            unfit=self.substrate.watch.unfit,
+            down=self.substrate.watch.down,
+            proof_of_death=self._is_dead,
+        )
+
+    async def serve(self, middle: trio.Nursery) -> None:
+        """Run the server and what lives beside it."""
+        await middle.start(self.server.run)
+        self.substrate.follow(self.server.map)
+
+    async def work(self, top: trio.Nursery, env: Credential | None) -> None:
+        """This process's own session, its chunks, healing and collecting; ends before the server does."""
+        substrate = self.substrate
+        memory = MemoryServer("memory:metadata")
+        await top.start(memory.serve, self.server.handle, self.server.events)
+
+        async def connect() -> Connection:
+            return memory.connect()
+
+        self.client = MetadataClient(
+            connect, client="up", random=substrate.random, clock=substrate.clock, run_directory=str(self.data.path)
+        )
+        await top.start(self.client.run)
+        self.chunks = Chunks(
+            self.client,
+            substrate.router,
+            cluster=substrate.cluster,
+            random=substrate.random,
+            executor=substrate.executor,
+        )
+        top.start_soon(self.chunks.run)
+        mover = Mover(
+            substrate.router,
+            cluster=substrate.cluster,
+            executor=substrate.executor,
+            drives=lambda: [drive.id for drive in substrate.map.drives if drive.reason != "removed"],
+        )
+        self.healer = Healer(
+            self.server.writer,
+            self.read,
+            mover,
+            cluster_map=lambda: self.server.map,
+            usable=substrate.watch.usable,
+        )
+        top.start_soon(self.healer.run)
+        substrate.watch.listeners.append(self._drives_changed)
+        top.start_soon(substrate.watch.run)
+        if env is not None and not self.formed_now:
+            await self._set_root_credential(env)
+
+    async def read(self, query: Callable[[Reader], Any]) -> Any:
+        """One query on a snapshot."""
+        value, _ = await self.server.readers.read(query)
+        return value
+
+    # ---- the root and the log -------------------------------------------------------------------------------
+
+    async def _claim(self) -> None:
+        substrate = self.substrate
+        me = LeaderRow(self.starter, "unix:run/trivium.sock", _boot_id())
+        if substrate.forming:
+            most = max(pool.m for pool in substrate.map.pools)
+            candidates = [(drive.id, drive.domain) for drive in substrate.map.drives]
+            voters = choose_root_drives(candidates, 2 * most + 1)
+            await self.register.form(Root(substrate.map, voters, (), (), me))
+            return
+        try:
+            await self.register.claim()
+        except ClusterError as error:
+            away = "; ".join(f"{drive.path}: {drive.text}" for drive in substrate.watch.reports.values() if drive.text)
+            raise CommandError(f"the pool cannot start: {error}. {away or 'Bring the drives back.'}") from None
+        await self.register.change(lambda root: msgspec.structs.replace(root, leader=me))
+        substrate.follow(self.root.map)
+
+    @property
+    def root(self) -> Root:
+        held = self.register.held
+        assert held is not None and held.root is not None
+        return held.root
+
+    def _log_parts(self) -> LogParts:
+        substrate = self.substrate
+
+        def choose(segment: bytes, avoid: frozenset[bytes]) -> tuple[bytes, ...]:
+            most = max((pool.m for pool in substrate.map.pools), default=0)
+            return choose_drives(substrate.map, substrate.watch.usable(), most + 1, segment, avoid)
+
+        return LogParts(
+            substrate.router,
+            RootChain(self.register),
+            LogOwner(METADATA_LOG, substrate.cluster),
+            choose,
+            substrate.random,
+        )
+
+    def _dumps(self) -> list[recovery.DumpSource]:
+        return []
+
+    async def _form(self, path: str, metalog: ClusterLog, credential: Credential) -> None:
+        for suffix in ("", "-wal", "-shm"):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path + suffix)  # of a first start that was interrupted
+        seed = forming.Seed(self.substrate.cluster, self.substrate.map, (credential,), uid=os.getuid(), gid=os.getgid())
+        db = await self.substrate.executor.run(database.open_writer, path)
+        try:
+            await forming.form(db, metalog, seed, self.substrate.clock)
+        finally:
+            db.close()
+
+    def _is_dead(self, session: int) -> bool:
+        """A session's process holds a lock for life: whoever gets it has proof of its death. Blocking."""
+        try:
+            fd = os.open(self.data.run / "sessions" / f"{session:016x}", os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            return True
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        finally:
+            os.close(fd)
+        return True
+
+    # ---- drives ---------------------------------------------------------------------------------------------
+
+    async def _drives_changed(self) -> None:
+        """Some drive has come or gone: routes, groups, replicas of the open log segment, healing."""
+        down = self.substrate.watch.down()
+        self.substrate.follow(self.server.map)
+        await self.server.groups.refresh()
+        if down & set(self.log.chain[-1].drives):
+            await self.log.leave(down)
+        self.healer.changed()
+
+    async def change_map(self, execute: Callable[[Any], Any]) -> Any:
+        """Change rows of the map; the root's copy follows at once."""
+        value = await self.server.change_map(execute)
+        cluster_map: ClusterMap = self.server.map
+        self.substrate.follow(cluster_map)
+        await self.register.change(lambda root: msgspec.structs.replace(root, map=cluster_map))
+        return value
+
+    async def grow(self, drives: int | None) -> None:
+        """A larger --drives at a later start adds directories."""
+        have = [drive for drive in self.server.map.drives if drive.reason != "removed"]
+        if drives is None or drives <= len(have):
+            return
+        from trivium.admin.drivecommands import add_drive
+
+        for number in range(len(have), drives):
+            await add_drive(self, f"d{number}", f"drives/d{number}")
+
+    # ---- credentials and status -----------------------------------------------------------------------------
+
+    async def root_credential(self) -> Credential:
+        row = await self.read(
+            lambda reader: reader.one("SELECT access_key, secret_key, user, bucket FROM credentials WHERE root = 1")
+        )
+        access_key, secret_key, user, bucket = row
+        return Credential(access_key, secret_key, user, bucket, True)
+
+    async def _set_root_credential(self, credential: Credential) -> None:
+        old = await self.root_credential()
+        if old == credential:
+            return
+        changes: list[Any] = [SetCredential(credential)]
+        if old.access_key != credential.access_key:
+            changes.append(SetCredential(msgspec.structs.replace(old, secret_key="")))
+        await self.client.call(*changes)
+        self.on_credential(old.access_key)
+
+    async def status(self) -> dict[str, Any]:
+        return await report.status(self)
+
+    async def fsck(self, drives: bool) -> list[Any]:
+        """Findings of the invariants' proof; with `drives` also of what lies on them."""
+        raise MetadataError("ENOSYS", "fsck is not here yet")
+
+    async def dump_now(self) -> dict[str, Any]:
+        """Write a dump; answers its seq and size."""
+        raise MetadataError("ENOSYS", "dumps are not here yet")
+
+    # ---- the end --------------------------------------------------------------------------------------------
+
+    async def stop(self) -> None:
+        """After the server: close the log and release the root in one write. The next start takes nothing over."""
+        try:
+            with trio.fail_after(10):
+                chain = await self.log.close(change_chain=False)
+                await self.register.release(chain)
+        except (ClusterError, trio.TooSlowError) as error:
+            log.warning("the log is left open (the next start takes it over): %s", error)
+
+
+def _end_session(tx: Tx, session: int) -> bool:
+    """One transaction is enough: what does not fit goes in steps of the collector."""
+    end_session(tx, session)
+    return False
+
+
+def _boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

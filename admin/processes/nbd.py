@@ -1,0 +1,61 @@
+"""The block export: this process becomes nbdkit (or starts it and waits until it listens)."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+from trivium.admin.errors import CommandError
+
+
+def serve_nbd(
+    data: Path,
+    socket_path: Path,
+    *,
+    detach: bool,
+    pid_file: Path | None,
+    read_only: bool,
+    takeover: str,
+    threads: int,
+) -> None:
+    """Serve all volumes at `socket_path`. Without `detach` does not return."""
+    from trivium.nbd.errors import VolumeError
+    from trivium.nbd.serve import command
+
+    try:
+        argv, env = command(
+            data, socket_path, read_only=read_only, takeover=takeover, threads=threads, pid_file=pid_file
+        )
+    except VolumeError as error:
+        raise CommandError(str(error), 4) from None
+    os.umask(0o177)
+    if not detach:
+        os.execve(argv[0], argv, env)
+    log = data / "run" / "nbd.log"
+    with log.open("ab") as output:
+        child = subprocess.Popen(
+            argv, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True, cwd="/"
+        )
+    _wait_until_it_listens(child, socket_path, pid_file, log)
+
+
+def _wait_until_it_listens(child: subprocess.Popen[bytes], path: Path, pid_file: Path | None, log: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not (_listens(path) and (pid_file is None or pid_file.exists())):
+        if (status := child.poll()) is not None or time.monotonic() > deadline:
+            lines = log.read_text(errors="replace").strip().splitlines()
+            words = lines[-1] if lines else f"nbdkit ended with status {status}"
+            raise CommandError(f"{words} (log: {log})")
+        time.sleep(0.02)
+
+
+def _listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+        return True
