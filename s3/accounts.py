@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from typing import Generic, TypeVar
 
 from trivium.metadata.messages import BucketInfo, Credential, GetBucket, GetCredential
-from trivium.s3 import sigv4
+from trivium.s3 import sigv2, sigv4
 from trivium.s3.context import ANONYMOUS, Identity, Metadata, S3Request
 from trivium.s3.errors import S3Error
 from trivium.s3.policy import BadPolicy, cached_policy, principal_names
@@ -124,7 +124,10 @@ class Accounts:
     ) -> tuple[Identity, sigv4.Claim | None, str]:
         """Who signed the request. S3Error."""
         headers = request.headers
-        claim = sigv4.parse(headers, pairs, now_s)
+        claim: sigv4.Claim | sigv2.ClaimV2 | None = None
+        if "authorization" not in headers:
+            claim = sigv2.parse(pairs, now_s)
+        claim = claim or sigv4.parse(headers, pairs, now_s)
         if claim is None:
             return ANONYMOUS, None, ""
         if headers.get("x-amz-security-token") or "X-Amz-Security-Token" in request.query:
@@ -138,11 +141,17 @@ class Accounts:
             self.forget(claim.access_key)
             credential, _ = await self.credential(claim.access_key)
             self._verify(claim, credential, request, pairs)
-        return self.identity(credential), claim, credential.secret_key
+        return self.identity(credential), claim if isinstance(claim, sigv4.Claim) else None, credential.secret_key
 
     @staticmethod
-    def _verify(claim: sigv4.Claim, credential: Credential, request: S3Request, pairs: sigv4.Pairs) -> None:
+    def _verify(
+        claim: sigv4.Claim | sigv2.ClaimV2, credential: Credential, request: S3Request, pairs: sigv4.Pairs
+    ) -> None:
         http = request.http
+        if isinstance(claim, sigv2.ClaimV2):
+            resource = f"/{request.bucket.decode('latin-1')}{http.path}" if request.virtual else http.path
+            sigv2.verify(claim, credential.secret_key, http.method, resource, pairs, http.headers)
+            return
         sigv4.verify(claim, credential.secret_key, http.method, http.path, pairs, http.headers)
 
     @staticmethod
@@ -193,8 +202,8 @@ def condition_context(request: S3Request) -> Mapping[str, tuple[str, ...]]:
     }
     if not request.identity.anonymous:
         context["aws:username"] = context["aws:userid"] = (request.identity.user,)
-        context["s3:authtype"] = ("REST-QUERY-STRING" if request.claim and request.claim.presigned else "REST-HEADER",)
-        context["s3:signatureversion"] = (sigv4.ALGORITHM,)
+        context["s3:authtype"] = ("REST-HEADER" if "authorization" in request.headers else "REST-QUERY-STRING",)
+        context["s3:signatureversion"] = (sigv4.ALGORITHM if request.claim else "AWS",)
     for header, name in (("referer", "aws:referer"), ("user-agent", "aws:useragent")):
         if header in request.headers:
             context[name] = (request.headers[header],)

@@ -89,6 +89,7 @@ class S3Request:
     identity: Identity = ANONYMOUS
     claim: Claim | None = None
     secret: str = ""
+    virtual: bool = False  # the bucket came from the host name
     info: BucketInfo | None = None  # as cached; the operations decide by themselves
 
     @property

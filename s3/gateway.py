@@ -131,7 +131,7 @@ class Gateway:
     async def _serve(self, request: S3Request) -> Response:
         http = request.http
         place = router.locate(http.path, http.headers.get("host", ""), self._domains)
-        request.bucket, request.key = place.bucket, place.key
+        request.bucket, request.key, request.virtual = place.bucket, place.key, place.virtual
         pairs = sigv4.split_query(http.query_string)
         request.query = _texts(pairs)
         if http.method == "OPTIONS":

@@ -5,12 +5,13 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 from urllib.parse import quote, urlsplit
 
 from trivium.metadata.messages import Conditions, ObjectInfo, PutObject
-from trivium.s3 import checksums, describe, sigv4
+from trivium.s3 import checksums, describe, sigv2, sigv4
 from trivium.s3.accounts import Accounts
 from trivium.s3.context import S3Request, Service
 from trivium.s3.errors import S3Error
@@ -108,11 +109,15 @@ def _condition(one: Any) -> tuple[str, str, str]:
     raise S3Error("InvalidPolicyDocument")
 
 
-async def _sign_in(accounts: Accounts, request: S3Request, fields: dict[str, str], now_s: float) -> None:
-    """Set the request's identity from the form. S3Error."""
+def _verifier(fields: dict[str, str], now_s: float) -> tuple[str, Callable[[str], bool]]:
+    """(access key, whether the policy's signature is right under a secret). S3Error."""
+    policy = fields["policy"]
+    if "awsaccesskeyid" in fields:  # signature version 2, boto3's default
+        return fields["awsaccesskeyid"], lambda secret: sigv2.verify_policy(secret, policy, fields.get("signature", ""))
     if fields.get("x-amz-algorithm") != sigv4.ALGORITHM:
         raise S3Error("InvalidRequest", f"This authorization mechanism is not supported. Please use {sigv4.ALGORITHM}.")
-    parts = fields.get("x-amz-credential", "").rsplit("/", 4)
+    credential = fields.get("x-amz-credential", "")
+    parts = credential.rsplit("/", 4)
     if len(parts) != 5 or not parts[0] or parts[3:] != ["s3", "aws4_request"]:
         raise S3Error("InvalidArgument", "X-Amz-Credential is malformed.", ArgumentName="X-Amz-Credential")
     try:
@@ -121,13 +126,19 @@ async def _sign_in(accounts: Accounts, request: S3Request, fields: dict[str, str
         raise S3Error("InvalidArgument", "X-Amz-Date is malformed.", ArgumentName="X-Amz-Date") from None
     if fields["x-amz-date"][:8] != parts[1] or stamp_s - sigv4.SKEW_S > now_s:
         raise S3Error("AccessDenied", "Invalid according to Policy: the date is not that of the credential.")
+    given = fields.get("x-amz-signature", "")
+    return parts[0], lambda secret: sigv4.verify_policy(secret, credential, policy, given)
+
+
+async def _sign_in(accounts: Accounts, request: S3Request, fields: dict[str, str], now_s: float) -> None:
+    """Set the request's identity from the form. S3Error."""
+    access_key, is_right = _verifier(fields, now_s)
     for _ in range(2):
-        credential, cached = await accounts.credential(parts[0])
-        given = fields.get("x-amz-signature", "")
-        if sigv4.verify_policy(credential.secret_key, fields["x-amz-credential"], fields["policy"], given):
+        credential, cached = await accounts.credential(access_key)
+        if is_right(credential.secret_key):
             request.identity = accounts.identity(credential)
             return
-        accounts.forget(parts[0])
+        accounts.forget(access_key)
         if not cached:
             break
     raise S3Error("SignatureDoesNotMatch")

@@ -102,8 +102,6 @@ def parse(headers: Mapping[str, str], query: Pairs, now_s: float) -> Claim | Non
         return _from_header(authorization, headers, now_s)
     if presigned:
         return _from_query(headers, query, now_s)
-    if any(name in ("Signature", "AWSAccessKeyId") for name, _ in query):
-        raise S3Error("InvalidRequest", f"This authorization mechanism is not supported. Please use {ALGORITHM}.")
     return None
 
 

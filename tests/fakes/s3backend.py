@@ -334,17 +334,17 @@ class FakeMetadata:
         upload = self._upload(o.upload)
         self._check(o.bucket, o.key, o.conditions)
         extents, offset, parts, digests = [], 0, [], b""
-        for position, (number, etag, _) in enumerate(o.parts):
+        for number, etag, _ in o.parts:
             info, body = upload.parts.get(number, (None, None))
             if info is None or body is None or info.etag != etag:
                 raise m.MetadataError("InvalidPart")
-            if info.size < 5 << 20 and position + 1 < len(o.parts):
-                raise m.MetadataError("EntityTooSmall")
             for e in body.extents if body.data is None else (m.Extent(0, body.size, None, body.data),):
                 extents.append(m.Extent(offset + e.offset, e.length, e.ref, e.data))
             offset += info.size
             digests += bytes.fromhex(etag)
             parts.append(info)
+        if any(part.size < 5 << 20 for part in parts[:-1]):
+            raise m.MetadataError("EntityTooSmall")
         if o.object_size not in (-1, offset):
             raise m.MetadataError("InvalidRequest")
         etag = f"{hashlib.md5(digests).hexdigest()}-{len(parts)}"
