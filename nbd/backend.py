@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, Protocol
 
+import trio
+
 from trivium.cluster.chunks import PieceData, Stored
-from trivium.cluster.model import ChunkKind, NewChunk, Placed, Ref, SegmentEntry
+from trivium.cluster.model import ChunkKind, ClusterMap, NewChunk, Placed, Ref
 from trivium.metadata.messages import VolumeState
 
 
@@ -16,13 +18,22 @@ class Metadata(Protocol):
     async def ask(self, query: Any) -> Any: ...
 
 
+class ClusterMetadata(Metadata, Protocol):
+    """The metadata client as volume logs need it."""
+
+    @property
+    def session(self) -> int: ...
+
+    def map(self) -> ClusterMap: ...
+
+
 class ChunkStore(Protocol):
     async def put(
         self,
         pool: int,
         pieces: Sequence[PieceData],
         *,
-        kind: ChunkKind = ChunkKind.DATA,
+        kind: int = ChunkKind.DATA,
         lease: int = 0,
         reserve_class: int = 0,
     ) -> Stored: ...
@@ -47,7 +58,13 @@ class VolumeLog(Protocol):
         """Records up to `upto` are not needed any more."""
         ...
 
-    async def close(self) -> None: ...
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Appends proceed while this runs."""
+        ...
+
+    async def close(self, *, empty: bool) -> list[Any]:
+        """Stop writing. `empty`: nothing in it is needed any more. Answers operations for the volume's last call."""
+        ...
 
 
 class Logs(Protocol):
@@ -60,7 +77,3 @@ class Logs(Protocol):
     def read(self, state: VolumeState) -> AsyncIterator[bytes | memoryview]:
         """The payloads that are in the log now, for a reader without lease. Fences nobody."""
         ...
-
-
-def chain_is_empty(chain: Sequence[SegmentEntry]) -> bool:
-    return all(entry.last_seq is not None and entry.last_seq < entry.first_seq for entry in chain)

@@ -104,7 +104,7 @@ class Cleaner:
                 volume.pool, [piece], kind=ChunkKind.VOLUME, lease=volume.lease, reserve_class=CLASS_CLEANING
             )
         )
-        stored = await volume.commit_segment(stored, (volume.info.id, volume.lease, upto + 1, upto))
+        stored = await volume.commit_segment(stored, (volume.info.id, volume.lease, upto, upto))
         return core.commit_copy(ChunkInfo(number, stored.refs[0], upto + 1, upto, blocks), pieces)
 
     async def _live_runs(self, info: ChunkInfo) -> list[tuple[int, int, int]]:

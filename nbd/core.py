@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from trivium.cluster.model import Ref
 from trivium.nbd.buffer import Sealed, Segment
 from trivium.nbd.cache import ChunkCache
-from trivium.nbd.errors import BadRequest, Full, VolumeError
+from trivium.nbd.errors import BadRequest, Full, ReadOnly, VolumeError
 from trivium.nbd.journal import DATA, EXTENT_BLOCKS_MAX, Piece, records_of
 from trivium.nbd.map import BLOCK, BLOCK_SHIFT, POSITION_MASK, ZEROS, BlockMap, LiveMap, Run, entry_of, lookup
 
@@ -88,6 +88,7 @@ class VolumeCore:
         self.no_space: str = ""  # why the pool takes no writes, while it does not
         self.write_through = True  # until the guest's first flush
         self.on_full: Callable[[], None] = lambda: None  # a segment waits to be sealed
+        self.usable: Callable[[], bool] = lambda: True  # whether the lease may still be relied upon
 
     # ---- reading --------------------------------------------------------------------------------------------
 
@@ -222,7 +223,7 @@ class VolumeCore:
         if self.failed is not None:
             raise self.failed
         if self.read_only:
-            raise BadRequest("the volume is open for reading only")
+            raise ReadOnly("the volume is open for reading only")
         self.check_range(offset, length)
         assert offset % BLOCK == 0 and length % BLOCK == 0, "whole blocks only"
 

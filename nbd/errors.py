@@ -8,7 +8,11 @@ class VolumeError(Exception):
 
 
 class BadRequest(VolumeError):
-    """Caller: outside of the volume, or a write to a read-only export. Nothing was changed."""
+    """Caller: outside of the volume. Nothing was changed."""
+
+
+class ReadOnly(BadRequest):
+    """Caller: a write to a read-only export."""
 
 
 class Displaced(VolumeError):

@@ -20,6 +20,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import trio
@@ -34,8 +36,10 @@ from trivium.metadata.messages import (
     Checkpoint,
     CloseVolume,
     CommitSegment,
+    FsInfo,
     MetadataError,
     OpenVolume,
+    StatFs,
     VolumeState,
 )
 from trivium.nbd import checkpoint as cp
@@ -43,7 +47,7 @@ from trivium.nbd.backend import ChunkStore, Logs, Metadata, VolumeLog
 from trivium.nbd.buffer import Sealed, Segment
 from trivium.nbd.cache import ChunkCache
 from trivium.nbd.cleaner import Cleaner
-from trivium.nbd.core import VolumeCore
+from trivium.nbd.core import Miss, VolumeCore
 from trivium.nbd.errors import Busy, Damaged, Displaced, Full, VolumeError
 from trivium.nbd.journal import TRIM, ZERO
 from trivium.nbd.map import BLOCK, BLOCK_SHIFT
@@ -57,6 +61,8 @@ CACHE_BYTES = 256 * MIB
 DIRTY_S = 1.0  # unlogged writes are logged after at most about this long
 CHECKPOINT_CHUNKS = 16
 PUTS = 3  # chunks in flight
+SPACE_PERIOD_S = 2.0
+SPACE_MIN = 64 * MIB  # less room for client data than this: writes are refused
 CLASS_VOLUME = 1  # reserve class of what only moves data that was accepted already
 
 
@@ -102,7 +108,7 @@ class Volume:
         self._appending = False
         self._checkpointing = trio.Lock()
         self._commits_since = 0
-        self._closing = False
+        self._space_short = False
 
     @classmethod
     async def open(
@@ -131,7 +137,13 @@ class Volume:
             for segment in recovered.segments:
                 segment.log_seq = records[-1][0]
         volume = cls(
-            state, recovered, metadata=metadata, chunks=chunks, volume_log=volume_log, pool=pool, cache_bytes=cache_bytes
+            state,
+            recovered,
+            metadata=metadata,
+            chunks=chunks,
+            volume_log=volume_log,
+            pool=pool,
+            cache_bytes=cache_bytes,
         )
         return volume
 
@@ -148,12 +160,14 @@ class Volume:
 
     async def read_into(self, offset: int, out: memoryview) -> None:
         """Fill `out`. Waits while chunks cannot be reached. Raises ChunkLost, Corrupt."""
+        await self.until_usable()
+        await self.finish_read(offset, out, self.core.read(offset, out))
+
+    async def finish_read(self, offset: int, out: memoryview, misses: Sequence[Miss]) -> None:
+        """Fetch what core.read() did not have."""
         pause_s = 0.05
         lost = 0
-        while True:
-            misses = self.core.read(offset, out)
-            if not misses:
-                return
+        while misses:
             try:
                 await self.reader.fill(misses, out)
                 return
@@ -167,6 +181,15 @@ class Volume:
                 log.warning("volume %s: a read waits: %s", self.info.name, error)
                 await trio.sleep(pause_s)
                 pause_s = min(2.0, pause_s * 2)
+            misses = self.core.read(offset, out)
+
+    async def until_usable(self) -> None:
+        """While the metadata server does not answer the lease may have gone to another: nothing is served."""
+        pause_s = 0.01
+        while not self.core.usable():
+            self._check()
+            await trio.sleep(pause_s)
+            pause_s = min(0.5, pause_s * 2)
 
     async def write(self, offset: int, data: bytes | bytearray | memoryview, *, fua: bool = False) -> None:
         """Accept a write (and make it durable with `fua` or before the guest's first flush)."""
@@ -174,6 +197,7 @@ class Volume:
         self.core.check_range(offset, len(view))
         if not len(view):
             return
+        await self.until_usable()
         head = -offset % BLOCK
         if head or len(view) % BLOCK:
             await self._write_unaligned(offset, view, min(head, len(view)))
@@ -273,8 +297,13 @@ class Volume:
             seq = await self._log.append([payload for batch in batches for _, payload in batch.records])
             self.core.logged(batches, seq)
             done = True
+            if not self._space_short:
+                self.core.no_space = ""
         except Fenced as error:
             self.fail(Displaced(f"volume {self.info.name} has another writer now: {error}"))
+        except NoSpace as error:
+            self._out_of_space(error)
+            raise Full(str(error)) from error
         except Unavailable as error:
             log.warning("volume %s: the log waits: %s", self.info.name, error)
             await trio.sleep(0.2)
@@ -292,12 +321,14 @@ class Volume:
             task_status.started()
             await trio.sleep_forever()
         async with trio.open_nursery() as nursery:
+            await nursery.start(self._log.run)
             nursery.start_soon(self._seal_all, nursery)
             if self._must_checkpoint:
                 await self._until(lambda: not self.core.full)
                 await self.checkpoint()
             task_status.started()
             nursery.start_soon(self._log_regularly)
+            nursery.start_soon(self._watch_space)
             nursery.start_soon(self._checkpoint_regularly)
             nursery.start_soon(self.cleaner.run)
 
@@ -361,12 +392,21 @@ class Volume:
             await trio.sleep(DIRTY_S)
             target, before = before, self.core.accepted
             if self.core.durable() < target:
-                try:
+                with suppress(Full):
                     await self.make_durable()
-                except NoSpace as error:
-                    self._out_of_space(error)
-                except VolumeError:
-                    return
+
+    async def _watch_space(self) -> None:
+        """Writes are refused while the pool has no room for client data: what was accepted still fits the reserve."""
+        while True:
+            room: FsInfo = await self.keep_trying(lambda: self._metadata.ask(StatFs()))
+            if room.bytes_free < SPACE_MIN:
+                self._out_of_space(NoSpace("the pool is full"))
+            elif self._space_short:
+                self._space_short = False
+                self.core.no_space = ""
+                self.kick()
+            self._space_short = room.bytes_free < SPACE_MIN
+            await trio.sleep(SPACE_PERIOD_S)
 
     async def _checkpoint_regularly(self) -> None:
         while True:
@@ -406,9 +446,7 @@ class Volume:
             stored = await self._put_map([*pages])
             puts.append(stored)
             maps[number] = cp.MapInfo(stored.refs[0], len(pages), made.live[number])
-            operations.append(
-                CommitSegment(self.info.id, self.lease, stored.refs[0].chunk, taken.upto, taken.upto)
-            )
+            operations.append(CommitSegment(self.info.id, self.lease, stored.refs[0].chunk, taken.upto, taken.upto))
             new.extend(stored.chunks)
         dead = {n for n, i in taken.table.items() if not taken.live.get(n, 0)}
         dead_maps = {n for n, info in maps.items() if not info.live}
@@ -475,7 +513,7 @@ class Volume:
             except Fenced as error:
                 self.fail(Displaced(str(error)))
             else:
-                if self.core.no_space:
+                if self.core.no_space and not self._space_short:
                     self.core.no_space = ""
                     self.kick()
                 return result
@@ -537,15 +575,16 @@ class Volume:
             await self._until(lambda: not self.core.full)
             if self.core.base.dirty or self._stale:
                 await self.checkpoint()
-        await self._log.close()
-        await self._call(CloseVolume(self.info.id, self.lease))
+        sealed = not self.core.full and self.core.open is None
+        last = await self._log.close(empty=sealed)
+        await self._call(*last, CloseVolume(self.info.id, self.lease))
         self.core.failed = Displaced("the volume is closed")
 
 
 def _parts(start: int, end: int) -> list[tuple[int, int]]:
     """Cut a range at block boundaries."""
     cuts = [start, *range((start // BLOCK + 1) * BLOCK, end, BLOCK), end]
-    return list(zip(cuts, cuts[1:], strict=False))
+    return list(pairwise(cuts))
 
 
 async def _take_lease(metadata: Metadata, name: str, read_only: bool, takeover: str) -> VolumeState:

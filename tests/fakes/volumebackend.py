@@ -20,9 +20,13 @@ from trivium.metadata.messages import (
     Checkpoint,
     CloseVolume,
     CommitSegment,
+    FsInfo,
+    GetVolume,
+    ListVolumes,
     MetadataError,
     OpenVolume,
     SetVolumeLog,
+    StatFs,
     VolumeChunk,
     VolumeInfo,
     VolumeState,
@@ -97,6 +101,15 @@ class Client:
         return results
 
     async def ask(self, query: Any) -> Any:
+        await trio.lowlevel.checkpoint()
+        self.pool.trouble()
+        match query:
+            case ListVolumes():
+                return (self._state().info,)
+            case GetVolume():
+                return self._state().info
+            case StatFs():
+                return FsInfo(1 << 40, 0 if self.pool.full else 1 << 40, 0)
         raise NotImplementedError
 
     def _check(self, operation: Any) -> None:
@@ -118,6 +131,8 @@ class Client:
             case CloseVolume():
                 pool.holder = 0
             case CommitSegment():
+                if operation.covers_upto < operation.first_write:
+                    raise MetadataError("EINVAL", "a chunk's write numbers are a range")
                 assert operation.chunk in new and operation.chunk in pool.chunks, "a row names a chunk that is there"
                 row = VolumeChunk(new[operation.chunk], operation.covers_upto, operation.first_write)
                 pool.rows[operation.chunk] = row
@@ -125,7 +140,7 @@ class Client:
                 assert operation.upto >= pool.upto, "checkpoints do not go back"
                 assert operation.ref is not None and operation.ref.offset == 0
                 for chunk in operation.died:
-                    del pool.rows[chunk]
+                    pool.rows.pop(chunk, None)
                 pool.upto, pool.checkpoint, pool.used = operation.upto, operation.ref, operation.used
             case SetVolumeLog():
                 pass
@@ -144,7 +159,7 @@ class Client:
         pool: int,
         pieces: Sequence[PieceData],
         *,
-        kind: ChunkKind = ChunkKind.DATA,
+        kind: int = ChunkKind.DATA,
         lease: int = 0,
         reserve_class: int = 0,
     ) -> Stored:
@@ -234,5 +249,13 @@ class MemoryLog:
             del log.records[:drop]
             log.first_seq += drop
 
-    async def close(self) -> None:
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        task_status.started()
+        await trio.sleep_forever()
+
+    async def close(self, *, empty: bool) -> list[Any]:
         await trio.lowlevel.checkpoint()
+        if empty:
+            self._pool.log.first_seq += len(self._pool.log.records)
+            self._pool.log.records.clear()
+        return []
