@@ -12,7 +12,6 @@ Invariants:
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import logging
 import os
@@ -113,8 +112,12 @@ class Filesystem:
 
     async def _guarded(self, fn: Callable[..., Any], *args: Any) -> None:
         """Background work fails alone: its errors are kept where handles find them."""
-        with contextlib.suppress(MetadataError, ClusterError, OSError):
+        try:
             await fn(*args)
+        except (MetadataError, ClusterError, OSError) as error:
+            log.debug("in the background: %s", error)
+        except Exception:
+            log.exception("in the background")
 
     async def sync_all(self) -> None:
         """Send all that is unsent (syncfs, unmount)."""

@@ -92,21 +92,24 @@ class Inodes:
 
     def __init__(self) -> None:
         self._table: dict[int, Inode] = {}
-        self._asked: list[set[int]] = []
+        self._asked: dict[int, set[int]] = {}  # by question: equal sets are not the same
+        self._questions = 0
 
     # ---- which inodes changed while a question was on its way ------------------------------------------------
 
     @contextmanager
     def watch(self) -> Iterator[set[int]]:
         seen: set[int] = set()
-        self._asked.append(seen)
+        self._questions += 1
+        question = self._questions
+        self._asked[question] = seen
         try:
             yield seen
         finally:
-            self._asked.remove(seen)
+            del self._asked[question]
 
     def disturb(self, *inos: int) -> None:
-        for seen in self._asked:
+        for seen in self._asked.values():
             seen.update(inos)
         for ino in inos:
             inode = self._table.get(ino)

@@ -167,7 +167,7 @@ class WriteBack:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Stages full windows in the background and sends what has waited for AGE_S."""
         async with trio.open_nursery() as nursery:
-            self._spawn = nursery.start_soon
+            self._spawn = lambda fn, *args: nursery.start_soon(self._guarded, fn, *args)
             task_status.started()
             while True:
                 await trio.sleep(AGE_S / 2)
@@ -175,7 +175,15 @@ class WriteBack:
                 for inode in list(self._dirty.values()):
                     layers = inode.pending.layers()
                     if layers and layers[0].born_s <= old:
-                        nursery.start_soon(self.drain, inode)
+                        nursery.start_soon(self._guarded, self.drain, inode)
+
+    @staticmethod
+    async def _guarded(fn: Callable[..., Any], *args: Any) -> None:
+        """A failure in the background ends no mount: what is unsent stays and is tried again."""
+        try:
+            await fn(*args)
+        except Exception:
+            log.exception("sending in the background failed")
 
     def write(self, inode: Inode, offset: int, data: Buffer, *, append: bool, clear_suid: bool) -> None:
         """Take data in; never blocks (`room` does)."""
