@@ -15,11 +15,43 @@ from trivium.s3.errors import S3Error
 from trivium.s3.sigv4 import Pairs
 
 SUBRESOURCES = frozenset(
-    ("accelerate", "acl", "cors", "defaultObjectAcl", "location", "logging", "partNumber", "policy", "requestPayment")
-    + ("torrent", "versioning", "versionId", "versions", "website", "uploads", "uploadId", "response-content-type")
-    + ("response-content-language", "response-expires", "response-cache-control", "response-content-disposition")
-    + ("response-content-encoding", "delete", "lifecycle", "tagging", "restore", "storageClass", "notification")
-    + ("replication", "analytics", "metrics", "inventory", "select", "select-type", "object-lock")
+    (
+        "accelerate",
+        "acl",
+        "cors",
+        "defaultObjectAcl",
+        "location",
+        "logging",
+        "partNumber",
+        "policy",
+        "requestPayment",
+        "torrent",
+        "versioning",
+        "versionId",
+        "versions",
+        "website",
+        "uploads",
+        "uploadId",
+        "response-content-type",
+        "response-content-language",
+        "response-expires",
+        "response-cache-control",
+        "response-content-disposition",
+        "response-content-encoding",
+        "delete",
+        "lifecycle",
+        "tagging",
+        "restore",
+        "storageClass",
+        "notification",
+        "replication",
+        "analytics",
+        "metrics",
+        "inventory",
+        "select",
+        "select-type",
+        "object-lock",
+    )
 )
 
 
