@@ -62,10 +62,12 @@ async def _seal_all(
 
     async def seal(drive: bytes) -> None:
         while True:
+            errors[drive] = Unavailable("no answer in time")
             try:
-                reached[drive] = await logsegment.seal(parts.nodes, drive, entry.segment)
-                errors.pop(drive, None)
-                return
+                with trio.move_on_after(parts.options.attempt_s):
+                    reached[drive] = await logsegment.seal(parts.nodes, drive, entry.segment)
+                    del errors[drive]
+                    return
             except ClusterError as error:
                 errors[drive] = error
                 if not isinstance(error, Unavailable):
