@@ -24,7 +24,7 @@ from trivium.metadata import (
 )
 
 if TYPE_CHECKING:
-    from trivium.metadata.tx import Reader
+    from trivium.metadata.tx import Reader, Tx
 
 SESSION_END_INODES = 500  # released in the transaction that ends a session
 

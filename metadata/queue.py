@@ -119,7 +119,7 @@ def page(reader: Reader, before_seq: int, limit: int, after: tuple[int, int, int
         before_seq,
         limit,
     )
-    return [Queued(*row[:4], split_drives(row[4]), row[5], row[6]) for row in rows]
+    return [Queued(row[0], row[1], row[2], row[3], split_drives(row[4]), row[5], row[6]) for row in rows]
 
 
 def confirm(tx: Tx, kind: int, session: int, counter: int, seq: int, done: int) -> None:
