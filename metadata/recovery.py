@@ -52,15 +52,19 @@ async def recover(path: str, metalog: MetaLog, dumps: Sequence[DumpSource], exec
     return done
 
 
-async def replay_log(path: str, metalog: MetaLog, executor: Executor) -> int:
-    """Apply what the log has behind the file's own seq; answers how many records. ReplayFailed, NotFound."""
+async def replay_log(path: str, metalog: MetaLog, executor: Executor, *, upto: int | None = None) -> int:
+    """Apply what the log has behind the file's own seq (not beyond `upto`); answers how many records. Ends at the
+    log's end unless told. ReplayFailed, NotFound (trimmed)."""
     db = await executor.run(database.open_writer, path)
     try:
         seq, _ = database.applied(db)
         count = 0
         batch: list[Record] = []
         size = 0
-        async for record in metalog.read(seq + 1):
+        records = metalog.read(seq + 1)
+        async for record in records:
+            if upto is not None and record.seq > upto:
+                break
             batch.append(record)
             size += len(record.payload)
             count += 1
@@ -68,7 +72,7 @@ async def replay_log(path: str, metalog: MetaLog, executor: Executor) -> int:
                 await executor.run(_apply, db, batch)
                 batch, size = [], 0
         await executor.run(_apply, db, batch)
-        if database.applied(db) != (metalog.last_seq, metalog.last_hash):
+        if upto is None and database.applied(db) != (metalog.last_seq, metalog.last_hash):
             raise ReplayFailed("the database does not end where the log does")
         return count
     finally:

@@ -114,6 +114,7 @@ class Writer:
         self.seq = metalog.last_seq  # of the last record that is durable and committed
         self.schema = database.schema_version(db)
         self.batches = 0
+        self.logged_bytes = 0  # of records, in this life
         self.calls = 0
 
     # ---- for callers --------------------------------------------------------------------------------------
@@ -220,6 +221,7 @@ class Writer:
         else:
             await self._executor.run(self._commit, record.seq, record.hash)
         self.seq = record.seq
+        self.logged_bytes += len(batch.patchset)
 
     def _fail(self, error: BaseException) -> None:
         self._failure = error if isinstance(error, Exception) else Unavailable("the metadata server is stopping")
