@@ -129,9 +129,10 @@ class Mover:
             puts.append(PutShard(target.drives[index], spec.chunk, index, length, True, HEALING))
             payload += (header, bodies[index])
         request = PutShards(tuple(puts))
+        joined = await self._executor.run(b"".join, payload)
         call = self._nodes.call
         try:
-            reply = await self._background.within(WRITE_LIMIT_S, call, target.drives[indices[0]], request, payload)
+            reply = await self._background.within(WRITE_LIMIT_S, call, target.drives[indices[0]], request, joined)
         except ClusterError as error:
             return [Outcome.of(error)] * len(indices)
         assert isinstance(reply.answer, Outcomes)

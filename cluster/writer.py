@@ -33,7 +33,6 @@ from trivium.cluster.model import ChunkId, Group, NewChunk, Profile
 from trivium.cluster.nodes import Nodes
 from trivium.cluster.pieces import Draft, Order, Written
 from trivium.cluster.shardfile import ShardSpec, build_headers
-from trivium.cluster.transport.interface import Buffer
 from trivium.cluster.wire import Outcomes, PutShard, PutShards
 
 ATTEMPTS = 8
@@ -42,8 +41,6 @@ SOLO_S = 60.0  # how long a node that left a whole message unanswered gets one m
 SLOWEST_BYTES_S = 4e6  # a chunk that moves more slowly than this is given up
 SMALL_BYTES = 256 * 1024
 ABANDON_S = 60.0
-
-ShardFile = tuple[Buffer, Buffer]  # header, body
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +52,22 @@ class Identity:
     nonce: bytes
 
 
-def build_files(draft: Draft, order: Order, group: Group, identity: Identity) -> list[ShardFile]:
-    """The k+m shard files of a draft. Blocking (CPU)."""
+@dataclass(frozen=True, slots=True)
+class Message:
+    """Shard files of one node, back to back: the payload of a PutShards."""
+
+    indices: tuple[int, ...]
+    lengths: tuple[int, ...]
+    payload: bytes
+
+
+def build_messages(
+    draft: Draft, order: Order, group: Group, identity: Identity, split: Sequence[Sequence[int]]
+) -> list[Message]:
+    """The k+m shard files of a draft, as the messages that `split` says. Blocking (CPU).
+
+    Joined here, in a thread: to do so on the event loop, behind the threads' turns at the GIL, held it up by 10 ms.
+    """
     bodies = codec_for(group.profile).encode(draft.buffers, draft.length)
     spec = ShardSpec(
         identity.cluster,
@@ -71,7 +82,15 @@ def build_files(draft: Draft, order: Order, group: Group, identity: Identity) ->
         draft.toc,
         lease=order.lease,
     )
-    return list(zip(build_headers(spec, bodies), bodies, strict=True))
+    headers = build_headers(spec, bodies)
+    return [
+        Message(
+            tuple(indices),
+            tuple(len(headers[index]) + len(bodies[index]) for index in indices),
+            b"".join([part for index in indices for part in (headers[index], bodies[index])]),
+        )
+        for indices in split
+    ]
 
 
 def quorum(profile: Profile) -> int:
@@ -91,6 +110,7 @@ class _Attempt:
     changed: trio.Event = field(default_factory=trio.Event)
     alone: set[int] = field(default_factory=set)  # indices that travel in a message of their own
     sends: int = 0
+    large: bool = False  # small and large puts have latencies of their own
 
     @property
     def enough(self) -> bool:
@@ -149,9 +169,10 @@ class ChunkWriter:
             nonce = self._random.randbytes(16)
             try:
                 identity = Identity(self._cluster, attempt.chunk, nonce)
-                files = await self._executor.run(build_files, draft, order, group, identity)
-                self._launch(attempt, files, order.reserve_class)
-                await self._wait(attempt, sum(len(header) + len(body) for header, body in files), patience)
+                split = self._split(group.drives)
+                messages = await self._executor.run(build_messages, draft, order, group, identity, split)
+                self._launch(attempt, messages, order.reserve_class)
+                await self._wait(attempt, sum(len(message.payload) for message in messages), patience)
             except BaseException:
                 self._background.start(self._abandon, attempt)
                 raise
@@ -209,15 +230,16 @@ class ChunkWriter:
 
     # ---- sending --------------------------------------------------------------------------------------------
 
-    def _launch(self, attempt: _Attempt, files: Sequence[ShardFile], reserve_class: int) -> None:
-        attempt.pending = set(range(len(files)))
-        for indices in self._messages(attempt.group.drives):
+    def _launch(self, attempt: _Attempt, messages: Sequence[Message], reserve_class: int) -> None:
+        attempt.large = sum(len(message.payload) for message in messages) > SMALL_BYTES
+        for message in messages:
+            attempt.pending.update(message.indices)
             attempt.sends += 1
-            if len(indices) == 1:
-                attempt.alone.update(indices)
-            self._background.start(self._send, attempt, indices, files, reserve_class)
+            if len(message.indices) == 1:
+                attempt.alone.update(message.indices)
+            self._background.start(self._send, attempt, message, reserve_class)
 
-    def _messages(self, drives: Sequence[bytes]) -> list[list[int]]:
+    def _split(self, drives: Sequence[bytes]) -> list[list[int]]:
         """Which indices travel together: one message per node, or per drive while the node is suspected."""
         now = trio.current_time()
         messages: dict[bytes, list[int]] = {}
@@ -226,21 +248,20 @@ class ChunkWriter:
             messages.setdefault(drive if self._solo.get(node, 0.0) > now else node, []).append(index)
         return list(messages.values())
 
-    async def _send(self, attempt: _Attempt, indices: list[int], files: Sequence[ShardFile], reserve: int) -> None:
-        drives = attempt.group.drives
+    async def _send(self, attempt: _Attempt, message: Message, reserve_class: int) -> None:
+        drives, indices = attempt.group.drives, message.indices
         began = trio.current_time()
         puts = tuple(
-            PutShard(drives[index], attempt.chunk, index, len(files[index][0]) + len(files[index][1]), False, reserve)
-            for index in indices
+            PutShard(drives[index], attempt.chunk, index, length, False, reserve_class)
+            for index, length in zip(indices, message.lengths, strict=True)
         )
         try:
-            payload = [part for index in indices for part in files[index]]
-            reply = await self._nodes.call(drives[indices[0]], PutShards(puts), payload)
+            reply = await self._nodes.call(drives[indices[0]], PutShards(puts), message.payload)
             if not isinstance(reply.answer, Outcomes) or len(reply.answer.outcomes) != len(indices):
                 raise Unavailable("a node gave an answer of the wrong kind to a put")
             for index, outcome in zip(indices, reply.answer.outcomes, strict=True):
                 attempt.note(index, outcome.error())
-            self._latencies[sum(put.length for put in puts) > SMALL_BYTES].add(trio.current_time() - began)
+            self._latencies[attempt.large].add(trio.current_time() - began)
         except ClusterError as error:
             for index in indices:
                 attempt.note(index, error)
@@ -251,7 +272,7 @@ class ChunkWriter:
     async def _wait(self, attempt: _Attempt, size_bytes: int, patience: int) -> None:
         """Until all are durable; or the bounded wait is over and enough are; or enough cannot be reached."""
         began = trio.current_time()
-        wait_s = put_wait_s(self._latencies[size_bytes > SMALL_BYTES])
+        wait_s = put_wait_s(self._latencies[attempt.large])
         limit_s = patience * (3 * wait_s + size_bytes / SLOWEST_BYTES_S)
         while attempt.pending and not attempt.hopeless:
             until = began + (wait_s if attempt.enough else limit_s)
