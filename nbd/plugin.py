@@ -8,6 +8,8 @@ nbdkit runs it as `__main__` of its embedded interpreter: absolute imports only,
 
 from __future__ import annotations
 
+import ctypes
+import io
 import logging
 import os
 import sys
@@ -24,6 +26,8 @@ from trivium.nbd.volume import CACHE_BYTES
 
 API_VERSION = 2
 
+PR_SET_PDEATHSIG = 1
+
 MAX_REQUEST = 32 << 20
 SWITCH_INTERVAL_S = 0.001  # short: a thread that has an answer should not wait for one that computes
 
@@ -33,6 +37,16 @@ _exporter: Exporter | None = None
 
 
 # ---- the process --------------------------------------------------------------------------------------------
+
+
+def outlive_parent() -> None:
+    """nbdkit's Python plugin asks to be killed with the process that started nbdkit; only --exit-with-parent should."""
+    with io.open("/proc/self/cmdline", "rb") as arguments:
+        if b"--exit-with-parent" not in arguments.read().split(b"\0"):
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, 0, 0, 0, 0)
+
+
+outlive_parent()
 
 
 def config(key: str, value: str) -> None:
