@@ -91,9 +91,9 @@ class Contents:
             if inode.pending.commits == commits:
                 break
         unsent = self._unsent(inode, offset, offset + size)
-        if not unsent:
-            return base
         end = min(offset + size, max(offset + len(base), inode.pending.end))
+        if not unsent and end <= offset + len(base):
+            return base
         answer = bytearray(end - offset)
         answer[: len(base)] = base
         for start, data in unsent:

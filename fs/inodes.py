@@ -136,8 +136,6 @@ class Inodes:
             if mutation:  # of unknown age: good for this answer only
                 inode.attr, inode.layout = attr, None
                 inode.leased = inode.fresh = False
-            elif not inode.leased:
-                inode.attr = attr
             return inode
         if attr.lease:
             inode.leased = True

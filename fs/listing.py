@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from bisect import bisect_right
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from dataclasses import dataclass, field
 from trivium.fs.errors import failure
 from trivium.fs.inodes import Inode
 from trivium.fs.view import View
-from trivium.metadata.messages import DirEntry, DirPage, ReadDir
+from trivium.metadata.messages import DirEntry, DirPage, MetadataError, ReadDir
 
 PAGE = 1000
 
@@ -71,6 +72,10 @@ class Listing:
         with self._view.inodes.watch() as seen:
             page: DirPage = await self._view.metadata.ask(ReadDir(directory.ino, after, PAGE, lease=1))
             handle.entries = [(entry, self._view.inodes.install(entry.attr, seen)) for entry in page.entries]
+        for _, inode in handle.entries:
+            if inode.ino in seen and not inode.fresh:
+                with contextlib.suppress(MetadataError):  # gone: its look-up will say so
+                    await self._view.fresh(inode.ino)
         handle.ids = [entry.id for entry in page.entries]
         handle.after, handle.more = after, page.more
         self._learn(handle, page, directory.ino in seen)

@@ -26,11 +26,11 @@ class View:
         inode = self.inodes.get(ino)
         if inode is not None and inode.fresh and self.metadata.leases_usable():
             return inode
-        while True:
+        while True:  # a disturbed answer may be older than what this mount has been told of its own changes
             with self.inodes.watch() as seen:
                 attr: Attr = await self.metadata.ask(GetAttr(ino, lease=1))
                 inode = self.inodes.install(attr, seen)
-            if ino not in seen or not inode.leased or inode.fresh:
+            if ino not in seen or inode.fresh:
                 return inode
 
     async def known(self, ino: int) -> Inode:
@@ -57,7 +57,9 @@ class View:
                 entry = Entry(None)
             child = self.inodes.install(entry.attr, seen) if entry.attr is not None else None
             self.name_answered(parent, name, child, entry.lease, seen)
-            return child
+        if child is not None and child.ino in seen and not child.fresh:
+            return await self.fresh(child.ino)
+        return child
 
     def name_answered(self, parent: int, name: bytes, child: Inode | None, lease: int, seen: set[int]) -> None:
         directory = self.inodes.get(parent)

@@ -69,7 +69,7 @@ async def steps(rng: random.Random, mounts: list[Mount], model: Model, count: in
         )[0]
         if what == "write":
             for _ in range(rng.randrange(1, 5)):
-                offset = rng.randrange(0, max(1, size + scale // 10))
+                offset = rng.randrange(0, max(1, size + scale // 10)) + rng.choice((0, 0, 0, scale))
                 data = rng.randbytes(rng.randrange(1, scale))
                 await mount.fs.contents.write(mount.fh, offset, data)
                 model.write(offset, data)
@@ -92,7 +92,7 @@ async def steps(rng: random.Random, mounts: list[Mount], model: Model, count: in
         elif what == "reopen":
             await mount.reopen()
         offset = rng.randrange(0, len(model.data) + 10)
-        length = rng.choice((10, scale, 10 * scale))
+        length = rng.choice((10, scale // 10, scale, 10 * scale))
         want = bytes(model.data[offset : offset + length])
         assert await mount.read(offset, length) == want, "what this mount wrote"
         assert mount.fs.stat_of(await mount.fs.getattr(mount.ino)).size == len(model.data)
