@@ -57,7 +57,12 @@ class LogOptions:
     attempt_s: float = 5.0  # silence of a replica for so long puts an append in doubt
     patience_s: float = 2.0  # a replica that is away for so long is left behind
     retry_s: float = 0.1
+    waits_for_room: bool | None = None  # False: a full pool ends run() with NoSpace; None: only below class 3
     remove_trimmed: bool = True  # False: somebody else removes what leaves the chain (volume logs: the collector)
+
+    @property
+    def waits(self) -> bool:
+        return self.reserve_class >= 3 if self.waits_for_room is None else self.waits_for_room
 
 
 @dataclass(slots=True)
@@ -167,6 +172,14 @@ class LogWriter:
                 await logsegment.remove(self._nodes, entry.drives, entry.segment)
         return gone
 
+    async def replace_closed(self, old: SegmentEntry, new: SegmentEntry) -> bool:
+        """The healer has copied a closed segment: name its new drives. False when the entry has left the chain."""
+        async with self._chain_lock:
+            if old not in self._chain or old.last_seq is None:
+                return False
+            await self._change(tuple(new if entry == old else entry for entry in self._chain))
+            return True
+
     async def leave(self, drives: Iterable[bytes] = ()) -> None:
         """Go on in a new segment without `drives` (drained, out) or, with none named, on freshly chosen ones."""
         self._leave = (self._leave or set()) | set(drives)
@@ -211,6 +224,9 @@ class LogWriter:
                     await self._work.wait()
         except Fenced as error:
             self._stop(error)
+        except NoSpace as error:
+            self._stop(error)
+            raise
 
     def _stop(self, why: ClusterError) -> None:
         if self._stopped is None or isinstance(why, Fenced):
@@ -403,9 +419,9 @@ async def create_segment(
         segment = parts.random.getrandbits(128).to_bytes(16, "little")
         drives = parts.choose(segment, frozenset(avoided))
         if not drives:
-            if full:
+            if full and not parts.options.waits:
                 raise NoSpace("no drive has room for a log segment")
-            log.error("no drive is there for a new log segment, waiting")
+            log.error("no drive %s for a new log segment, waiting", "has room" if full else "is there")
             await trio.sleep(max(parts.options.retry_s, 0.5))
             avoided = set(avoid)
             continue

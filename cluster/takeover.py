@@ -34,7 +34,7 @@ WAIT_S = 20.0  # T
 async def takeover(
     parts: LogParts, *, lost: Collection[bytes] = (), wait_s: float = WAIT_S, chain: Chain | None = None
 ) -> LogWriter:
-    """A writer of a new segment behind everything that may have been answered. `lost`: drives known to be gone.
+    """A writer of a new segment behind everything that may have been answered. `lost`: drives not worth waiting for.
 
     Fenced: somebody else changed the chain. Unavailable: no replica answers. Corrupt: they contradict each other.
     An empty chain begins a new log with record 1.
@@ -72,13 +72,14 @@ async def _seal_all(
                 errors[drive] = error
                 if not isinstance(error, Unavailable):
                     return  # its file is gone or damaged: waiting does not bring it back
+            if drive in lost:
+                return  # asked once all the same: each replica reached is one more that cannot be missed
             await trio.sleep(parts.options.retry_s)
 
     with trio.move_on_after(wait_s):
         async with trio.open_nursery() as nursery:
             for drive in entry.drives:
-                if drive not in lost:
-                    nursery.start_soon(seal, drive)
+                nursery.start_soon(seal, drive)
     if not reached:
         raise _refusal(entry, errors)
     for drive, error in errors.items():

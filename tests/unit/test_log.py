@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 import trio
@@ -13,12 +14,13 @@ import trio.testing
 from tests.fakes.chain import MemoryChain
 from tests.fakes.cluster import FakeNodes, sim_nodes
 from trivium.cluster import logplan
-from trivium.cluster.errors import ClusterError, Fenced, NotFound, Refused, Unavailable
+from trivium.cluster.errors import ClusterError, Fenced, NoSpace, NotFound, Refused, Unavailable
 from trivium.cluster.log import LogOptions, LogParts, LogWriter
 from trivium.cluster.logfile import NO_HASH, LogRecord
+from trivium.cluster.logheal import heal
 from trivium.cluster.logplan import LogOwner
 from trivium.cluster.takeover import takeover
-from trivium.cluster.wire import AppendLogs, NodeRequest, SealLog
+from trivium.cluster.wire import AppendLogs, CreateLog, NodeRequest, SealLog
 
 OPTIONS = LogOptions(capacity=64 * 1024)
 
@@ -349,3 +351,51 @@ def test_drives_of_new_segments_are_spread_over_domains() -> None:
     for salt in range(50):
         chosen = logplan.choose_drives(nodes.map(), nodes.drives, 3, bytes((salt,)))
         assert len({by_node[drive] for drive in chosen}) == 3
+
+
+def test_healing_restores_the_copies_of_every_segment() -> None:
+    async def main() -> None:
+        chain = MemoryChain()
+        async with sim_nodes(6, nodes=6) as nodes:
+            made = parts(nodes, chain)
+            async with writing(made) as writer:
+                expected = []
+                for number in range(40):
+                    expected.append(bytes((number,)) * 5000)
+                    await writer.append([record(expected[-1])])
+                lost = nodes.drives[0]
+                nodes.down.add(lost)
+                assert await heal(made, writer, {lost}) == 0
+                assert all(lost not in entry.drives and len(entry.drives) == 3 for entry in writer.chain)
+                for away in nodes.drives[1:3]:  # any two more: the new copies are complete
+                    nodes.down = {lost, away}
+                    assert await contents(writer) == expected
+                assert await heal(made, writer, set()) == 0 and chain.chain == writer.chain
+
+    run(main)
+
+
+def test_a_full_pool_is_told() -> None:
+    async def main() -> None:
+        async with sim_nodes(3) as nodes, trio.open_nursery() as nursery:
+            made = parts(nodes, MemoryChain(), options=replace(OPTIONS, waits_for_room=False))
+            writer = await takeover(made)
+
+            async def runs() -> None:
+                with pytest.raises(ExceptionGroup) as caught:
+                    await writer.run()
+                assert isinstance(caught.value.exceptions[0], NoSpace)
+
+            nursery.start_soon(runs)
+            await writer.append([record(b"first")])
+
+            def full(drive: bytes, request: NodeRequest) -> None:
+                if isinstance(request, CreateLog):
+                    raise NoSpace("full")
+
+            nodes.before = full
+            with pytest.raises(NoSpace):
+                for _ in range(100):
+                    await writer.append([record(b"x" * 5000)])
+
+    run(main)
