@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import email.utils
 from collections.abc import Mapping
+from functools import lru_cache
 
 from trivium.metadata.messages import Conditions, ObjectInfo
 from trivium.s3.errors import S3Error
@@ -26,7 +27,12 @@ def parse_date(text: str | None) -> int:
 
 
 def http_date(time_ns: int) -> str:
-    return email.utils.formatdate(time_ns // SECOND, usegmt=True)
+    return _http_date(time_ns // SECOND)
+
+
+@lru_cache(maxsize=4096)
+def _http_date(time_s: int) -> str:
+    return email.utils.formatdate(time_s, usegmt=True)
 
 
 def unquote_etag(text: str) -> str:

@@ -259,7 +259,9 @@ def parse_head(data: bytes, limits: Limits) -> tuple[str, str, dict[str, str], b
     repeated = head.repeated & {"host", "content-length", "transfer-encoding", "authorization", "x-amz-date"}
     if repeated or ("host" not in head.headers and parser.get_http_version() == "1.1"):
         raise HttpError("BadRequest", f"Missing or repeated header: {', '.join(sorted(repeated)) or 'host'}.")
-    method, keep_alive = parser.get_method().decode("ascii"), bool(parser.should_keep_alive())
+    method, version = parser.get_method().decode("ascii"), parser.get_http_version()
+    tokens = {token.strip().lower() for token in head.headers.get("connection", "").split(",")}
+    keep_alive = "close" not in tokens if version == "1.1" else "keep-alive" in tokens
     target = head.target.decode("latin-1")
     return method, target, head.headers, keep_alive and not upgrade, frozenset(head.repeated), upgrade
 
