@@ -46,7 +46,7 @@ def crashes(seed: int, prepare: Callable[[Store], None], act: Callable[[Store], 
             answered = True
         except Crashed:
             answered = False
-        files.crash()
+        files.crash("nothing" if answered else "random")  # an answer does not lean on luck
         yield Store.open(files, PATH, cluster=CLUSTER), answered
         if answered:
             assert step > 2, "the action did nothing"
@@ -102,7 +102,8 @@ def batches(seed: int, count: int = 5) -> list[tuple[int, bytes, list[LogRecord]
     rng = random.Random(seed)
     result, seq, previous = [], 1, bytes(16)
     for _ in range(count):
-        raw = [LogRecord(0, 1, 1, 0, 0, b"", rng.randbytes(rng.choice([10, 500, 3000]))) for _ in range(rng.randint(1, 4))]
+        sizes = [rng.choice([10, 500, 3000]) for _ in range(rng.randint(1, 4))]
+        raw = [LogRecord(0, 1, 1, 0, 0, b"", rng.randbytes(size)) for size in sizes]
         linked, previous = logfile.chained(raw, seq, previous)
         result.append((seq, logfile.encode_append(linked, SEGMENT), linked))
         seq += len(linked)
@@ -178,6 +179,8 @@ def test_an_answered_seal_refuses_for_ever_and_gives_the_same_answer(seed: int) 
 
     for store, answered in crashes(seed, prepare, lambda s: answers.append(s.logs.seal(SEGMENT))):
         assert log_records(store) == linked
+        if answered:
+            assert store.logs.stat(SEGMENT).sealed, "a seal that was answered is durable"
         again = store.logs.seal(SEGMENT)
         assert again.sealed and again.last_seq == linked[-1].seq
         if answered:
