@@ -70,7 +70,7 @@ def punch(tx: Tx, content: int, part: int, start: int, end: int) -> int:
             inline += pieces - 1
             inline_bytes -= row.length - left - right
             if not pieces:
-                _drop_blob(tx, row.blob)
+                drop_blob(tx, row.blob)
     if inline_bytes:
         count_inline(tx, content, inline, inline_bytes)
     return freed
@@ -119,7 +119,7 @@ def count_inline(tx: Tx, content: int, extents: int, size: int) -> None:
         tx.run("DELETE FROM contents WHERE content = ? AND inline_count <= 0", content)
 
 
-def _drop_blob(tx: Tx, blob: int) -> None:
+def drop_blob(tx: Tx, blob: int) -> None:
     tx.run("DELETE FROM blobs WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM extents WHERE blob = ?1)", blob)
 
 
@@ -160,7 +160,7 @@ def drop_step(tx: Tx, content: int, part: int, limit: int) -> bool:
     for owner, offset, length, blob in rows[:limit]:
         tx.run("DELETE FROM extents WHERE content = ? AND part = ? AND offset = ?", content, owner, offset)
         if blob:
-            _drop_blob(tx, blob)
+            drop_blob(tx, blob)
             inline, inline_bytes = inline + 1, inline_bytes + length
     if inline:
         count_inline(tx, content, -inline, -inline_bytes)

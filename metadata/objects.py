@@ -121,6 +121,7 @@ def publish(
 ) -> ObjectInfo:
     """Give the new inode its name; what had it before loses it."""
     tx.touch(directory, rest)
+    inodes.save(tx, inode)  # before the old inode goes: a copy onto itself shares its content
     found = namespace.find_plain(tx, directory, rest)
     if found is None:
         namespace.add(tx, directory, rest, inode.ino)
@@ -129,7 +130,6 @@ def publish(
         old = inodes.need(tx, found.ino)
         tx.touch(old.ino)
         inodes.drop_link(tx, old)
-    inodes.save(tx, inode)
     put_row(tx, inode, etag, owner, meta)
     _stamp(tx, directory)
     return info_of(key, stat_of(tx, inode.ino))

@@ -1,9 +1,9 @@
 """A metadata database in memory for tests of operations: each call is a savepoint, as in the real writer.
 
-    db = MetaDb()
-    db.call(Create(ROOT_INO, b"a", 0o100644))      # answers of one list of operations, all or nothing
-    db.ask(Lookup(ROOT_INO, b"a"))
-    chunk = db.new_chunk(length)                   # a NewChunk of this session; pass as chunks=[…]
+db = MetaDb()
+db.call(Create(ROOT_INO, b"a", 0o100644))      # answers of one list of operations, all or nothing
+db.ask(Lookup(ROOT_INO, b"a"))
+chunk = db.new_chunk(length)                   # a NewChunk of this session; pass as chunks=[…]
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ class MetaDb:
         self.now = 1_700_000_000_000_000_000
         self.seq = 1
         self.counter = 0
-        drives = tuple(DriveRow(id, f"d{n}", b"n" * 16, f"h{n}", 1.0, bytes_total=1 << 40) for n, id in enumerate(DRIVES))
+        drives = tuple(
+            DriveRow(id, f"d{n}", b"n" * 16, f"h{n}", 1.0, bytes_total=1 << 40) for n, id in enumerate(DRIVES)
+        )
         seed = forming.Seed(b"C" * 16, ClusterMap(1, drives, (), (PoolRow(1, "main", 4, 2),)))
         self.run(lambda tx: forming.plant(tx, seed))
         self.run(self._group)
