@@ -140,15 +140,15 @@ class MetadataClient:
         self._incarnation = answer.incarnation
         self._answered(sent_s)
         self._heard(answer.cluster_map, answer.groups, frozenset(), answer.seq)
-        await self._take_life_lock(answer)
+        self._take_life_lock(answer)
         self._live.set()
         self._slot_waiters.unpark_all()
 
-    async def _take_life_lock(self, welcome: messages.Welcome) -> None:
+    def _take_life_lock(self, welcome: messages.Welcome) -> None:
         if self._run_directory is not None and welcome.run_lock:
             self._lock_path = os.path.join(self._run_directory, welcome.run_lock)
             with contextlib.suppress(OSError):  # only a faster proof of death is lost
-                self._lock_fd = await trio.to_thread.run_sync(lifelock.take, self._lock_path)
+                self._lock_fd = lifelock.take(self._lock_path)
 
     def _drop_life_lock(self) -> None:
         if self._lock_fd >= 0:

@@ -1,0 +1,354 @@
+"""Sessions, leases, slots: recalls before commits, ends before leases move, restarts with a grace (attacks 26, 35, 58)."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from tests.fakes.engineworld import World
+from tests.fakes.metadata import memory_client, memory_metadata
+from trivium.cluster.errors import Unavailable
+from trivium.cluster.wire import Service
+from trivium.metadata import lifelock, messages
+from trivium.metadata.client import MetadataClient
+from trivium.metadata.messages import ROOT_INO, Call, Create, GetAttr, Lookup, MetadataError, SetAttr, Unlink
+
+
+def run(main: Callable[[], Awaitable[object]]) -> None:
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+class Cache:
+    """What a face does with leases: remembers answers under them, forgets at a recall."""
+
+    def __init__(self) -> None:
+        self.client: MetadataClient
+        self.modes: dict[int, int] = {}
+        self.recalls: list[tuple[int, bytes]] = []
+        self.ended: list[str] = []
+        self.lapses = 0
+        self.deaf = False
+
+    def options(self) -> dict[str, Any]:
+        return {"on_recall": self.on_recall, "on_ended": self.on_ended, "on_lapsed": self.on_lapsed}
+
+    async def on_recall(self, ino: int, name: bytes) -> bool:
+        if self.deaf:
+            await trio.sleep_forever()
+        self.recalls.append((ino, name))
+        self.modes.pop(ino, None)
+        return False
+
+    def on_ended(self, why: str) -> None:
+        self.ended.append(why)
+        self.modes.clear()
+
+    def on_lapsed(self) -> None:
+        self.lapses += 1
+        self.modes.clear()
+
+    async def mode(self, ino: int) -> int:
+        if ino in self.modes and self.client.leases_usable():
+            return self.modes[ino]
+        attr = await self.client.ask(GetAttr(ino, lease=1))
+        if attr.lease:
+            self.modes[ino] = attr.mode
+        return int(attr.mode)
+
+
+async def make(client: MetadataClient, name: bytes = b"x") -> int:
+    (entry,) = await client.call(Create(ROOT_INO, name, 0o100644))
+    return int(entry.attr.ino)
+
+
+def test_a_change_commits_only_after_the_leases_of_others_are_gone() -> None:
+    async def main() -> None:
+        cache = Cache()
+        async with (
+            memory_metadata() as (server, connect),
+            memory_client(connect, **cache.options()) as reader,
+            memory_client(connect, seed=8) as writer,
+        ):
+            cache.client = reader
+            ino = await make(writer)
+            assert await cache.mode(ino) == 0o100644 and cache.modes
+            await writer.call(SetAttr(ino, mode=0o600))
+            assert not cache.modes and (ino, b"") in cache.recalls
+            assert await cache.mode(ino) == 0o100600
+            await reader.call(SetAttr(ino, mode=0o640))  # one's own lease is no obstacle
+            assert len([r for r in cache.recalls if r[0] == ino]) == 1
+
+    run(main)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_no_cache_is_ever_stale(seed: int) -> None:
+    """Linearizable: a value read from a cache is never older than a change that was answered before the read began."""
+
+    async def main() -> None:
+        rng = random.Random(seed)
+        caches = [Cache() for _ in range(3)]
+        async with AsyncExitStack() as stack:
+            server, connect = await stack.enter_async_context(memory_metadata(seed=seed))
+            for i, cache in enumerate(caches):
+                cache.client = await stack.enter_async_context(memory_client(connect, seed=i, **cache.options()))
+            inos = [await make(caches[0].client, b"%d" % i) for i in range(3)]
+            newest = dict.fromkeys(inos, 0)
+            hits = 0
+
+            async def work(cache: Cache, number: int) -> None:
+                nonlocal hits
+                for i in range(60):
+                    ino = rng.choice(inos)
+                    if rng.random() < 0.25:
+                        value = 1 + number + 3 * i
+                        cache.modes.pop(ino, None)
+                        (attr,) = await cache.client.call(SetAttr(ino, atime=None, mtime=None, mode=value & 0o777))
+                        newest[ino] = max(newest[ino], attr.ctime)
+                    else:
+                        floor = newest[ino]
+                        hits += ino in cache.modes
+                        mode = await cache.mode(ino)
+                        check = await cache.client.ask(GetAttr(ino))
+                        assert check.ctime >= floor
+                        if check.ctime == floor == newest[ino]:
+                            assert mode == check.mode, "a stale cache was served"
+                    await trio.sleep(rng.random() * 0.001)
+
+            async with trio.open_nursery() as nursery:
+                for number, cache in enumerate(caches):
+                    nursery.start_soon(work, cache, number)
+            assert hits > 10, "the caches were never used"
+
+    run(main)
+
+
+def test_entries_of_a_directory_are_recalled_one_by_one_then_all() -> None:
+    async def main() -> None:
+        cache = Cache()
+        async with (
+            memory_metadata() as (server, connect),
+            memory_client(connect, **cache.options()) as reader,
+            memory_client(connect, seed=8) as writer,
+        ):
+            entry = await reader.ask(Lookup(ROOT_INO, b"missing", lease=1))
+            assert entry.attr is None and entry.lease == 1
+            for i in range(40):
+                await make(writer, b"%d" % i)
+            recalls = [name for ino, name in cache.recalls if ino == ROOT_INO]
+            assert recalls[-1] == b"" or len(recalls) == 40
+            assert len(recalls) < 40 or not server.leases.holds(reader.session, ROOT_INO)
+
+    run(main)
+
+
+def test_a_silent_holder_is_ended_by_record_before_its_lease_moves() -> None:
+    async def main() -> None:
+        cache = Cache()
+        async with (
+            memory_metadata() as (server, connect),
+            memory_client(connect, **cache.options()) as reader,
+            memory_client(connect, seed=8) as writer,
+        ):
+            cache.client = reader
+            ino = await make(writer)
+            await cache.mode(ino)
+            cache.deaf = True
+            dead = reader.session
+            before = trio.current_time()
+            await writer.call(SetAttr(ino, mode=0o600))
+            assert trio.current_time() - before >= server.sessions.timeout_s
+            assert not server.writer._db.execute("SELECT 1 FROM sessions WHERE id = ?", (dead,)).fetchall()
+            await trio.sleep(1)
+            assert cache.ended and reader.session != dead  # it lives on under a new session
+
+    run(main)
+
+
+def test_an_ended_session_commits_nothing() -> None:
+    """Attack 26: what was cut off cannot come back, neither in this server's life nor in the next."""
+
+    async def main() -> None:
+        async with memory_metadata() as (server, connect), memory_client(connect) as client:
+            session = client.session
+            connection = await connect()
+            await server.end_session(session, "test")
+            call = Call(session, 0, 1, (Create(ROOT_INO, b"late", 0o100644),))
+            reply = await connection.request(Service.METADATA, messages.encode(call))
+            answer = messages.decode_answer(reply.body)
+            assert isinstance(answer, messages.Failed) and answer.code == messages.SESSION_ENDED
+            await trio.sleep(1)
+            assert (await client.ask(Lookup(ROOT_INO, b"late"))).attr is None
+
+    run(main)
+
+
+def test_slots_answer_repeats_and_refuse_late_copies() -> None:
+    """Attacks 35, 58: a late copy of an answered call, granted or refused, is never executed."""
+
+    async def main() -> None:
+        async with memory_metadata() as (server, connect), memory_client(connect) as client:
+            connection = await connect()
+
+            async def send(number: int, *operations: Any) -> Any:
+                call = Call(client.session, 40, number, operations)
+                reply = await connection.request(Service.METADATA, messages.encode(call))
+                return messages.decode_answer(reply.body)
+
+            create, unlink = Create(ROOT_INO, b"x", 0o100644), Unlink(ROOT_INO, b"x")
+            first = await send(1, create)
+            assert await send(1, create) == first
+            assert isinstance(await send(2, unlink), messages.Results)
+            assert (await send(1, create)).code == "EINVAL"  # an older number
+            refused = await send(3, unlink)
+            assert refused.code == "ENOENT"
+            await make(client)
+            assert await send(3, unlink) == refused  # the refusal is remembered too
+            assert (await client.ask(Lookup(ROOT_INO, b"x"))).attr is not None
+
+            answers: list[Any] = []
+
+            async def twice() -> None:
+                answers.append(await send(4, unlink))
+
+            async with trio.open_nursery() as nursery:  # a copy that arrives while the first runs joins it
+                nursery.start_soon(twice)
+                nursery.start_soon(twice)
+            assert answers[0] == answers[1] and isinstance(answers[0], messages.Results)
+
+    run(main)
+
+
+def test_silence_lapses_leases_at_half_the_time_and_ends_the_session_after_all_of_it(tmp_path: Path) -> None:
+    async def main() -> None:
+        world = World(str(tmp_path))
+        cache = Cache()
+        async with trio.open_nursery() as nursery:
+            async with world.serving():
+                client = MetadataClient(
+                    world.connect, client="c", random=random.Random(1), clock=world.clock, **cache.options()
+                )
+                await nursery.start(client.run)
+                cache.client = client
+                ino = await make(client)
+                await cache.mode(ino)
+                assert client.leases_usable()
+            went = trio.current_time()
+            while client.leases_usable():
+                await trio.sleep(0.1)
+            assert trio.current_time() - went <= 10.2
+            await trio.sleep(0.5)
+            assert cache.lapses and not cache.modes
+            async with world.serving():
+                assert await cache.mode(ino) == 0o100644  # the same session goes on
+                assert not cache.ended
+                nursery.cancel_scope.cancel()
+
+    run(main)
+
+
+def test_after_a_restart_changes_wait_for_those_who_may_still_cache(tmp_path: Path) -> None:
+    async def main() -> None:
+        world = World(str(tmp_path))
+        cache = Cache()
+        reachable = True
+
+        async def connect() -> Any:
+            if not reachable:
+                raise Unavailable("cut off")
+            return await world.connect()
+
+        async with trio.open_nursery() as nursery:
+            async with world.serving():
+                reader = MetadataClient(
+                    connect, client="r", random=random.Random(1), clock=world.clock, **cache.options()
+                )
+                writer = MetadataClient(world.connect, client="w", random=random.Random(2), clock=world.clock)
+                await nursery.start(reader.run)
+                await nursery.start(writer.run)
+                cache.client = reader
+                ino = await make(writer)
+                await cache.mode(ino)
+            reachable = False  # the reader is cut off while the server restarts; it believes in its lease for T/2
+            async with world.serving():
+                began = trio.current_time()
+                assert await cache.mode(ino) == 0o100644 and reader.leases_usable()
+                await writer.call(SetAttr(ino, mode=0o600))
+                assert trio.current_time() - began >= 19
+                assert not reader.leases_usable() and not cache.modes
+                reachable = True
+                await trio.sleep(5)
+                assert len(cache.ended) == 1
+                assert await cache.mode(ino) == 0o100600
+            async with world.serving():  # all there: the grace is over as soon as both have answered
+                began = trio.current_time()
+                await writer.call(SetAttr(ino, mode=0o640))
+                assert trio.current_time() - began < 2
+                assert await cache.mode(ino) == 0o100640
+                nursery.cancel_scope.cancel()
+
+    run(main)
+
+
+def test_a_proof_of_death_ends_the_grace_at_once(tmp_path: Path) -> None:
+    async def main() -> None:
+        world = World(str(tmp_path))
+        world.options["proof_of_death"] = lifelock.prover(str(tmp_path))
+        async with trio.open_nursery() as nursery:
+            async with world.serving(), trio.open_nursery() as short:
+                reader = MetadataClient(
+                    world.connect, client="r", random=random.Random(1), clock=world.clock, run_directory=str(tmp_path)
+                )
+                await short.start(reader.run)
+                ino = await make(reader)
+                await reader.ask(GetAttr(ino, lease=1))
+                assert (tmp_path / lifelock.path_of(reader.session)).exists()
+                assert not lifelock.is_dead(str(tmp_path / lifelock.path_of(reader.session)))
+                os.close(reader._lock_fd)  # kill -9: the lock goes, the file stays, nobody says goodbye
+                reader._lock_fd = -1
+                reader._welcome = None
+                short.cancel_scope.cancel()
+            async with world.serving():
+                began = trio.current_time()
+                writer = MetadataClient(world.connect, client="w", random=random.Random(2), clock=world.clock)
+                await nursery.start(writer.run)
+                await writer.call(SetAttr(ino, mode=0o600))
+                assert trio.current_time() - began < 1
+                nursery.cancel_scope.cancel()
+
+    run(main)
+
+
+def test_a_goodbye_ends_at_once_and_drops_what_was_held() -> None:
+    async def main() -> None:
+        async with memory_metadata() as (server, connect):
+            async with memory_client(connect) as client:
+                await make(client)
+                await client.call(Unlink(ROOT_INO, b"x", hold=True))
+                assert server.writer._db.execute("SELECT count(*) FROM held").fetchall() == [(1,)]
+            for table in ("held", "slots", "sessions"):
+                assert server.writer._db.execute(f"SELECT count(*) FROM {table}").fetchall() == [(0,)]
+            assert server.writer._db.execute("SELECT count(*) FROM inodes").fetchall() == [(1,)]
+
+    run(main)
+
+
+def test_a_call_given_up_does_not_block_its_slot() -> None:
+    async def main() -> None:
+        async with memory_metadata() as (server, connect), memory_client(connect, slots=1) as client:
+            with trio.move_on_after(0) as scope:
+                await make(client, b"maybe")
+            assert scope.cancelled_caught
+            await make(client, b"after")
+            with pytest.raises(MetadataError):
+                await make(client, b"after")
+
+    run(main)
