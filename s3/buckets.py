@@ -8,8 +8,10 @@ import json
 import msgspec
 
 from trivium.metadata.messages import BucketInfo, CreateBucket, DeleteBucket, ListBuckets, SetBucketConfig
+from trivium.s3.attributes import acl_document, check_acl, read_tagging, tagging_document
 from trivium.s3.context import Operate, S3Request, Service
 from trivium.s3.describe import check_tags
+from trivium.s3.documents import read_document, read_xml
 from trivium.s3.errors import S3Error
 from trivium.s3.http import Response
 from trivium.s3.listing import (
@@ -23,7 +25,6 @@ from trivium.s3.listing import (
     to_token,
     xml_answer,
 )
-from trivium.s3.objects import acl_document, check_acl, read_document, read_tagging, read_xml, tagging_document
 from trivium.s3.policy import BadPolicy, CorsRule, parse_policy
 from trivium.s3.router import is_bucket_name
 from trivium.s3.xml import Malformed, Node, element, escape, parse

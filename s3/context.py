@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
+
+import trio
 
 from trivium.cluster.catalog import Catalog
 from trivium.cluster.clock import Clock, Executor
@@ -57,8 +59,8 @@ class S3Limits:
     piece_bytes: int = 4 * MIB
     pieces_in_flight: int = 4
     read_ahead: int = 3
-    requests_in_flight: int = 1024  # more are told to slow down
-    body_memory_bytes: int = 512 * MIB  # of bodies being received, all requests together
+    requests_in_flight: int = 512  # more are told to slow down
+    body_memory_bytes: int = 256 * MIB  # of pieces on their way to the drives, all requests together
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +139,8 @@ class Service:
     forget_credential: Callable[[str], None]
     authorize: Callable[[S3Request, str, bytes, bytes], Awaitable[None]]  # may it do `action` on bucket, key?
     new_id: Callable[[], str]
-    background: dict[str, int] = field(default_factory=dict)
+    pieces: trio.CapacityLimiter  # of all requests together: bounds the memory of bodies on their way to the drives
+    streams: int = 0  # large reads in progress
 
     @property
     def pool(self) -> int:

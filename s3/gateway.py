@@ -14,7 +14,7 @@ import trio
 from trivium.cluster.clock import Clock, Executor, Random
 from trivium.cluster.errors import ClusterError
 from trivium.metadata.messages import MetadataError
-from trivium.s3 import buckets, cors, health, multipart, objects, postform, router, sigv4
+from trivium.s3 import attributes, buckets, copying, cors, health, multipart, objects, postform, router, sigv4
 from trivium.s3.accounts import ACTIONS, Accounts, Buckets
 from trivium.s3.context import Chunks, Metadata, Operate, S3Limits, S3Request, Service
 from trivium.s3.errors import S3Error, document, translate
@@ -24,7 +24,13 @@ from trivium.s3.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
-HANDLERS: dict[str, Operate] = {**buckets.HANDLERS, **objects.HANDLERS, **multipart.HANDLERS}
+HANDLERS: dict[str, Operate] = {
+    **buckets.HANDLERS,
+    **objects.HANDLERS,
+    **copying.HANDLERS,
+    **attributes.HANDLERS,
+    **multipart.HANDLERS,
+}
 
 
 class Gateway:
@@ -61,6 +67,7 @@ class Gateway:
             self._accounts.forget,
             self._accounts.authorize,
             self._request_id,
+            trio.CapacityLimiter(max(1, self._limits.body_memory_bytes // self._limits.piece_bytes)),
         )
 
     async def serve(

@@ -209,6 +209,11 @@ class _Intake:
             raise S3Error("EntityTooLarge", MaxSizeAllowed=str(self._limit))
         token = object()
         await self._slots.acquire_on_behalf_of(token)
+        try:
+            await self._service.pieces.acquire_on_behalf_of(token)
+        except BaseException:
+            self._slots.release_on_behalf_of(token)
+            raise
         nursery.start_soon(self._put, index, offset, buffer, token)
         await to_hash.send(buffer)
 
@@ -217,6 +222,7 @@ class _Intake:
             piece = PieceData(OWNER, offset, 0, buffer)
             self._stored[index] = await self._service.chunks.put(self._service.pool, [piece])
         finally:
+            self._service.pieces.release_on_behalf_of(token)
             self._slots.release_on_behalf_of(token)
 
     async def _hash(self, source: trio.MemoryReceiveChannel[memoryview]) -> None:

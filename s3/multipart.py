@@ -28,11 +28,12 @@ from trivium.metadata.messages import (
 )
 from trivium.s3 import checksums, conditions, describe
 from trivium.s3.context import Operate, S3Request, Service
+from trivium.s3.copying import copy_source
+from trivium.s3.documents import read_xml
 from trivium.s3.errors import S3Error
 from trivium.s3.http import Response
 from trivium.s3.ingest import commit, payload_of, receive
 from trivium.s3.listing import iso_date, owner_element, xml_answer
-from trivium.s3.objects import copy_source, read_xml
 from trivium.s3.reader import Reader
 from trivium.s3.xml import Malformed, Node, element, escape
 

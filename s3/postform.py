@@ -13,12 +13,13 @@ from urllib.parse import quote, urlsplit
 from trivium.metadata.messages import Conditions, ObjectInfo, PutObject
 from trivium.s3 import checksums, describe, sigv2, sigv4
 from trivium.s3.accounts import Accounts
+from trivium.s3.attributes import parse_tagging
 from trivium.s3.context import S3Request, Service
 from trivium.s3.errors import S3Error
 from trivium.s3.formparser import FormParser, boundary_of
 from trivium.s3.http import Body, Response, Truncated
 from trivium.s3.ingest import Payload, commit, receive
-from trivium.s3.objects import parse_tagging, with_checksum
+from trivium.s3.objects import with_checksum
 from trivium.s3.router import check_key
 from trivium.s3.xml import answer, element
 

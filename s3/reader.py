@@ -22,6 +22,7 @@ from trivium.s3.http import Send
 
 BATCH_BYTES = 4 << 20
 BATCH_SEGMENTS = 64
+MANY_STREAMS = 32
 ZEROS = memoryview(bytes(1 << 20))
 
 
@@ -140,10 +141,19 @@ class Reader:
 
     async def stream(self, send: Send) -> None:
         """Everything, to `send`, with read-ahead."""
+        self._service.streams += 1
+        try:
+            await self._stream(send)
+        finally:
+            self._service.streams -= 1
+
+    async def _stream(self, send: Send) -> None:
         async with trio.open_nursery() as nursery:
             window: deque[_Batch] = deque()
             while True:
-                while len(window) < self._service.limits.read_ahead:
+                # many slow clients must not hold many megabytes each
+                ahead = self._service.limits.read_ahead if self._service.streams <= MANY_STREAMS else 1
+                while len(window) < ahead:
                     segments = await self._next_batch()
                     if not segments:
                         break

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,8 +124,9 @@ def running(http_limits: Limits | None = None, real: Path | None = None, **optio
             raise failure[0]
         yield started[0]
     finally:
-        if started and thread.is_alive():
-            started[0].on_loop(started[0].gateway.stop)
+        with suppress(trio.RunFinishedError):  # a test may have stopped it
+            if started:
+                started[0].on_loop(started[0].gateway.stop)
         thread.join(20)
         if failure:
             raise failure[0]
