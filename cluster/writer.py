@@ -18,7 +18,7 @@ Invariants
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import trio
@@ -32,6 +32,7 @@ from trivium.cluster.latency import Latencies, put_wait_s
 from trivium.cluster.model import ChunkId, Group, NewChunk, Profile
 from trivium.cluster.nodes import Nodes
 from trivium.cluster.pieces import Draft, Order, Written
+from trivium.cluster.placement import narrow
 from trivium.cluster.shardfile import ShardSpec, build_headers
 from trivium.cluster.wire import Outcomes, PutShard, PutShards
 
@@ -161,10 +162,10 @@ class ChunkWriter:
 
     async def write(self, draft: Draft, order: Order) -> Written:
         """Store one chunk. Raises NoSpace, or Unavailable after every group tried had too few drives that answer."""
-        avoid: set[bytes] = set()
-        failures: list[ClusterError] = []
+        failed: dict[bytes, ClusterError] = {}  # drives that refused in this put
+        silent: set[bytes] = set()
         for patience in range(1, ATTEMPTS + 1):
-            group = await self._choose(order.pool, avoid)
+            group = await self._choose(order.pool, failed, silent)
             attempt = _Attempt(ChunkId(self._catalog.session, self._catalog.next_counter()), group)
             nonce = self._random.randbytes(16)
             try:
@@ -181,52 +182,58 @@ class ChunkWriter:
                 new = NewChunk(attempt.chunk, nonce, group.id, group.digest, draft.length, attempt.missing, kind)
                 return Written(new, group)
             self._background.start(self._abandon, attempt)
-            avoid |= self._blame(attempt)
-            failures = list(attempt.failed.values())
-        raise _summary(failures)
+            silent |= self._blame(attempt)
+            failed |= {group.drives[index]: error for index, error in attempt.failed.items()}
+        raise _summary(list(failed.values()))
 
     # ---- choosing -------------------------------------------------------------------------------------------
 
-    async def _choose(self, pool: int, avoid: set[bytes]) -> Group:
-        """An open group whose drives all seem well, else one that the catalog offers without those that do not."""
+    async def _choose(self, pool: int, failed: Mapping[bytes, ClusterError], silent: Collection[bytes]) -> Group:
+        """An open group whose drives all seem well; else one that the catalog offers without those that do not; else
+        an open one where k+1 may do. Silence is a hint (all are silent on an overloaded machine), a refusal is not."""
         groups = self._catalog.open_groups(pool)
-        bad = avoid | self._unwell(groups)
+        now = trio.current_time()
+        self._suspects = {drive: until for drive, until in self._suspects.items() if until > now}
+        dead = {drive for group in groups for drive in group.drives if not self._nodes.is_up(drive)} | set(failed)
+        bad = dead | set(silent) | set(self._suspects)
         whole = [group for group in groups if bad.isdisjoint(group.drives)]
         if whole:
             self._turn += 1
             return whole[self._turn % len(whole)]
         offered, until = self._offered.get(pool, (None, 0.0))
-        if offered is not None and until > trio.current_time() and bad.isdisjoint(offered.drives):
+        if offered is not None and until > now and bad.isdisjoint(offered.drives):
             return offered
         try:
             group = await self._catalog.offer(pool, without=frozenset(bad))
             self._offered[pool] = (group, trio.current_time() + SUSPECT_S)
             return group
-        except (NoSpace, Unavailable):
-            rest = [(sum(drive in bad for drive in group.drives), group) for group in groups]
-            rest = [(gone, group) for gone, group in rest if len(group.drives) - gone >= quorum(group.profile)]
-            if not rest:
-                raise
-            return min(rest, key=lambda entry: entry[0])[1]
+        except (NoSpace, Unavailable) as error:
+            ranked = [(len(dead.intersection(g.drives)), len(bad.intersection(g.drives)), g.id, g) for g in groups]
+            fit = [entry for entry in ranked if len(entry[3].drives) - entry[0] >= quorum(entry[3].profile)]
+            if fit:
+                return min(fit)[3]
+            raise self._no_group(pool, failed, error) from error
 
-    def _unwell(self, groups: Sequence[Group]) -> set[bytes]:
-        now = trio.current_time()
-        self._suspects = {drive: until for drive, until in self._suspects.items() if until > now}
-        down = {drive for group in groups for drive in group.drives if not self._nodes.is_up(drive)}
-        return down | set(self._suspects)
+    def _no_group(self, pool: int, failed: Mapping[bytes, ClusterError], error: ClusterError) -> ClusterError:
+        """A pool is full only if enough drives are there to say so; else they are merely away."""
+        well = {row.id for row in self._catalog.map().drives if not row.reason and self._nodes.is_up(row.id)}
+        well -= {drive for drive, why in failed.items() if not isinstance(why, NoSpace)}
+        row = next((row for row in self._catalog.map().pools if row.id == pool), None)
+        if isinstance(error, NoSpace) and row is not None and narrow(Profile(row.k, row.m), len(well)) is None:
+            return Unavailable(f"pool {row.name} takes no data while all drives but {len(well)} are away")
+        return error
 
     def _blame(self, attempt: _Attempt) -> set[bytes]:
-        """The drives to do without: those that failed, or whose own message got no answer."""
+        """Suspect the drives that failed or whose own message got no answer; returns the latter."""
         drives = attempt.group.drives
-        blamed = {drives[index] for index in attempt.failed}
         now = trio.current_time()
-        for index in attempt.pending:
-            if index in attempt.alone:
-                blamed.add(drives[index])
-            else:  # one message for several drives: which of them hangs is seen when each gets its own
-                self._solo[self._nodes.node_of(drives[index]) or drives[index]] = now + SOLO_S
+        silent = {drives[index] for index in attempt.pending if index in attempt.alone}
+        for index in attempt.pending - attempt.alone:
+            # one message for several drives: which of them hangs is seen when each gets its own
+            self._solo[self._nodes.node_of(drives[index]) or drives[index]] = now + SOLO_S
+        blamed = silent | {drives[index] for index in attempt.failed}
         self._suspects.update(dict.fromkeys(blamed, now + SUSPECT_S))
-        return blamed
+        return silent
 
     # ---- sending --------------------------------------------------------------------------------------------
 
@@ -261,6 +268,8 @@ class ChunkWriter:
                 raise Unavailable("a node gave an answer of the wrong kind to a put")
             for index, outcome in zip(indices, reply.answer.outcomes, strict=True):
                 attempt.note(index, outcome.error())
+                if outcome.status == 0:  # late, perhaps, but well
+                    self._suspects.pop(drives[index], None)
             self._latencies[attempt.large].add(trio.current_time() - began)
         except ClusterError as error:
             for index in indices:

@@ -72,10 +72,10 @@ class FakeCatalog:
     async def offer(self, pool: int, without: frozenset[bytes] = frozenset()) -> Group:
         self._require()
         self.offers.append(without)
-        self._open[pool] = [group for group in self._open[pool] if without.isdisjoint(group.drives)]
-        if self._open[pool]:
-            return self._open[pool][-1]
-        return self._new_group(pool, without)
+        fit = [group for group in self._open[pool] if without.isdisjoint(group.drives)]
+        group = fit[-1] if fit else self._new_group(pool, without)
+        self._open[pool] = [*(one for one in fit if one is not group), group]
+        return group
 
     async def locate(self, chunks: tuple[ChunkId, ...], *, fresh: bool = False) -> tuple[Placed | None, ...]:
         self._require()

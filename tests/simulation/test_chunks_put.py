@@ -155,11 +155,36 @@ def test_full_drives_are_left_out_and_a_full_pool_says_no_space() -> None:
     run(main)
 
 
+@pytest.mark.parametrize("hosts", [1, 3, 6])
+def test_an_overloaded_machine_is_neither_full_nor_narrow(hosts: int) -> None:
+    """Every drive is slower than any put waits at first: the put goes on with more patience."""
+
+    async def main() -> None:
+        pool = Pool(6, hosts=hosts)
+        for _ in range(120):
+            await pool.put(b"x")
+        for drive in pool.nodes.drives.values():
+            drive.delay_s = 1.5
+        stored = await pool.put(b"slow")
+        assert await pool.get(stored) == b"slow"
+        await trio.sleep(5)
+        for drive in pool.nodes.drives.values():
+            drive.delay_s = 0
+        stored = await pool.put(b"fast")  # those that answered late are not suspected any more
+        group = pool.catalog.groups[stored.chunks[0].group]
+        assert (group.k, group.m, stored.chunks[0].missing) == (4, 2, 0)
+
+    run(main)
+
+
 def test_no_drive_answers() -> None:
     async def main() -> None:
         pool = Pool()
         pool.nodes.unreachable = set(pool.ids)
-        with pytest.raises((Unavailable, NoSpace)):
+        with pytest.raises(Unavailable):
+            await pool.put(b"x")
+        pool.nodes.down = set(pool.ids)  # known by now: still not "full"
+        with pytest.raises(Unavailable):
             await pool.put(b"x")
         await trio.sleep(1)
         assert len(pool.catalog.given_up) == pool.catalog.next_counter() - 1
