@@ -94,7 +94,7 @@ def own_content(tx: Tx, inode: Inode) -> None:
 
 
 def _is_shared(tx: Tx, content: int) -> bool:
-    return len(tx.all("SELECT 1 FROM inodes WHERE content = ? LIMIT 2", content)) > 1
+    return len(tx.all("SELECT 1 FROM inodes WHERE content = ? AND content != 0 LIMIT 2", content)) > 1
 
 
 def copy_content(tx: Tx, source: int, target: int) -> None:

@@ -120,7 +120,7 @@ def count_inline(tx: Tx, content: int, extents: int, size: int) -> None:
 
 
 def drop_blob(tx: Tx, blob: int) -> None:
-    tx.run("DELETE FROM blobs WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM extents WHERE blob = ?1)", blob)
+    tx.run("DELETE FROM blobs WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM extents WHERE blob = ?1 AND blob != 0)", blob)
 
 
 # ---- dropping -----------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Paths and keys over one namespace against a dict: what S3 lists is what was put, in byte order; nothing comes back."""
+"""Paths and keys over one namespace against a dict: S3 lists what was put, in order; nothing comes back."""
 
 from __future__ import annotations
 
@@ -150,10 +150,7 @@ class Model:
     def extract(self, path: bytes, is_dir: bool) -> dict[bytes, int]:
         """Take a file's key, or all below a directory; what is left of each key after the path."""
         taken = [key for key in self.keys if key == path or (is_dir and key.startswith(path + b"/"))]
-        if is_dir:
-            taken = [key for key in taken if key != path]
-        else:
-            taken = [path]
+        taken = [key for key in taken if key != path] if is_dir else [path]
         return {key[len(path) :]: self.keys.pop(key) for key in taken}
 
     def insert(self, path: bytes, rests: dict[bytes, int]) -> None:
