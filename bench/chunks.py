@@ -1,6 +1,6 @@
 """Puts and gets of 4+2 chunks on real drives in a temporary directory, as ratios to the codec and the raw disk.
 
-    python -m bench.chunks DIR          prints one JSON object
+python -m bench.chunks DIR          prints one JSON object
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ async def bench(folder: Path) -> dict[str, float]:
     results: dict[str, float] = {}
     async with trio.open_nursery() as nursery:
         await nursery.start(server.serve, node.handle)
-        chunks = Chunks(catalog, router, cluster=CLUSTER, random=random.SystemRandom(), executor=executor)  # type: ignore[arg-type]
+        chunks = Chunks(catalog, router, cluster=CLUSTER, random=random.SystemRandom(), executor=executor)
         nursery.start_soon(chunks.run)
         results |= await measure(chunks, catalog)
         nursery.cancel_scope.cancel()

@@ -46,7 +46,7 @@ class Pool:
     def ids(self) -> list[bytes]:
         return [row.id for row in self.map.drives]
 
-    def bytes(self, size: int) -> bytes:
+    def random_bytes(self, size: int) -> bytes:
         return self.random.randbytes(size)
 
     async def put(self, data: bytes, *, commit: bool = True) -> Stored:

@@ -29,7 +29,7 @@ def test_any_range_with_any_m_shards_gone(profile: tuple[int, int], local: bool)
         rng = random.Random(repr((profile, local)))
         pool = Pool(k + m, profile, local=local)
         for size in (1, 4096 * k, 333_333, 1_500_001):
-            data = pool.bytes(size)
+            data = pool.random_bytes(size)
             stored = await pool.put(data)
             chunk = stored.chunks[0].chunk
             for index in rng.sample(range(k + m), m):
@@ -53,7 +53,7 @@ def test_any_range_with_any_m_shards_gone(profile: tuple[int, int], local: bool)
 def test_only_the_data_shards_that_hold_the_range_are_read(local: bool) -> None:
     async def main() -> None:
         pool = Pool(local=local)
-        stored = await pool.put(pool.bytes(4 << 20))
+        stored = await pool.put(pool.random_bytes(4 << 20))
         await pool.get(Stored((Ref(stored.chunks[0].chunk, 1 << 20, 5000),), ()))
         readers = [d for d, drive in pool.nodes.drives.items() if drive.reads or (local and drive.opened)]
         assert readers == [place(pool, stored, 1)]
@@ -65,7 +65,7 @@ def test_only_the_data_shards_that_hold_the_range_are_read(local: bool) -> None:
 def test_a_late_shard_is_rebuilt_from_others(local: bool) -> None:
     async def main() -> None:
         pool = Pool(local=local)
-        data = pool.bytes(400_000)
+        data = pool.random_bytes(400_000)
         stored = await pool.put(data)
         pool.nodes.drives[place(pool, stored, 1)].hang = True
         began = trio.current_time()
@@ -79,7 +79,7 @@ def test_a_late_shard_is_rebuilt_from_others(local: bool) -> None:
 def test_two_hanging_drives_and_a_hanging_parity() -> None:
     async def main() -> None:
         pool = Pool(7, (4, 3))
-        data = pool.bytes(400_000)
+        data = pool.random_bytes(400_000)
         stored = await pool.put(data)
         for index in (0, 2, 4):
             pool.nodes.drives[place(pool, stored, index)].hang = True
@@ -92,7 +92,7 @@ def test_two_hanging_drives_and_a_hanging_parity() -> None:
 def test_corrupt_and_missing_places_are_reported_and_the_corrupt_put_aside(local: bool) -> None:
     async def main() -> None:
         pool = Pool(local=local)
-        data = pool.bytes(400_000)
+        data = pool.random_bytes(400_000)
         stored = await pool.put(data)
         chunk = stored.chunks[0].chunk
         pool.nodes.flip(place(pool, stored, 0), (chunk, 0), 50_000)
@@ -138,7 +138,7 @@ def test_shards_on_handoffs_are_found_before_the_chunk_is_called_lost() -> None:
 
     async def main() -> None:
         pool = Pool(10)
-        data = pool.bytes(200_000)
+        data = pool.random_bytes(200_000)
         stored = await pool.put(data)
         chunk = stored.chunks[0].chunk
         drives = pool.catalog.groups[stored.chunks[0].group].drives
@@ -207,7 +207,7 @@ def test_a_stale_row_is_looked_up_once_more_and_nothing_is_reported() -> None:
 
     async def main() -> None:
         pool = Pool(12)
-        data = pool.bytes(300_000)
+        data = pool.random_bytes(300_000)
         stored = await pool.put(data)
         chunk = stored.chunks[0].chunk
         old = pool.catalog.rows[chunk]
@@ -259,7 +259,7 @@ def test_a_shard_placed_anew_is_read_with_its_new_header() -> None:
 
     async def main() -> None:
         pool = Pool()
-        data = pool.bytes(200_000)
+        data = pool.random_bytes(200_000)
         stored = await pool.put(data)
         assert await pool.chunks.get(stored.refs[0]) == data  # headers are cached now
         row = pool.catalog.rows[stored.chunks[0].chunk]
@@ -275,7 +275,7 @@ def test_a_shard_placed_anew_is_read_with_its_new_header() -> None:
 def test_one_of_many_reads_fails_with_its_own_error() -> None:
     async def main() -> None:
         pool = Pool()
-        good = [await pool.put(pool.bytes(1000)) for _ in range(3)]
+        good = [await pool.put(pool.random_bytes(1000)) for _ in range(3)]
         bad = await pool.put(b"x" * 1000)
         for drive in pool.nodes.drives.values():
             for index in range(6):
@@ -292,7 +292,7 @@ def test_cached_descriptors_are_let_go() -> None:
     async def main() -> None:
         pool = Pool(local=True)
         before = len(os.listdir("/proc/self/fd"))
-        stored = [await pool.put(pool.bytes(100_000)) for _ in range(10)]
+        stored = [await pool.put(pool.random_bytes(100_000)) for _ in range(10)]
         client: Chunks = pool.client()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(client.run)

@@ -16,7 +16,7 @@ from trivium.cluster.wire import PutShards
 def test_all_shards_are_durable_and_describe_themselves() -> None:
     async def main() -> None:
         pool = Pool()
-        data = pool.bytes(300_000)
+        data = pool.random_bytes(300_000)
         pieces = [PieceData(OWNER, 5, 3, data), PieceData(b"p" * 16, 9, 4, [b"ab", memoryview(b"cd")])]
         stored = await pool.chunks.put(1, pieces, lease=12)
         (new,) = stored.chunks
@@ -319,7 +319,7 @@ def test_orders_are_not_mixed() -> None:
 def test_many_pieces_become_several_chunks_with_refs_in_order() -> None:
     async def main() -> None:
         pool = Pool()
-        datas = [pool.bytes(1_500_000) for _ in range(7)]
+        datas = [pool.random_bytes(1_500_000) for _ in range(7)]
         stored = await pool.chunks.put(1, [PieceData(OWNER, n, 1, d) for n, d in enumerate(datas)])
         assert len(stored.chunks) == 4 and [ref.length for ref in stored.refs] == [1_500_000] * 7
         assert [bytes(part) for part in await pool.chunks.get_many(stored.refs)] == datas
@@ -380,7 +380,7 @@ def test_put_again_moves_a_refused_put_into_another_group(gone: int) -> None:
 
     async def main() -> None:
         pool = Pool(9)
-        data = pool.bytes(2_000_000)
+        data = pool.random_bytes(2_000_000)
         stored = await pool.put(data, commit=False)
         (new,) = stored.chunks
         for drive in pool.catalog.groups[new.group].drives[:gone]:

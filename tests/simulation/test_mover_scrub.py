@@ -18,7 +18,7 @@ from trivium.cluster.wire import PutShards
 
 
 async def committed(pool: Pool, size: int = 300_000) -> tuple[bytes, Placed]:
-    data = pool.bytes(size)
+    data = pool.random_bytes(size)
     stored = await pool.put(data)
     return data, pool.catalog.rows[stored.chunks[0].chunk]
 
@@ -135,9 +135,7 @@ def test_a_file_that_is_in_the_target_place_already_is_never_adopted() -> None:
         _, row = await committed(pool)
         spare = spares(pool, row)[0]
         home = row.group.drives[2]
-        assert (
-            await pool.mover.rebuild(row, moved(pool, row, {2: spare}), 5) == 0
-        )  # a delete with seq 5 is queued
+        assert await pool.mover.rebuild(row, moved(pool, row, {2: spare}), 5) == 0  # a delete with seq 5 is queued
         away = Placed(row.chunk, row.nonce, row.length, 0, 5, moved(pool, row, {2: spare}))
         assert await pool.mover.rebuild(away, row.group, 8) == 0  # and back
         assert verify_file(pool.nodes.drives[home].files[row.chunk, 2]).spec.plan_seq == 8
