@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 READ_AHEAD_KB = 4096
 WORKERS_MIN, WORKERS_MAX = 8, 256
+STOP_S = 5.0
 FLUSH_S = 60.0  # at unmount what is unsent has this long
 OPTIONS = frozenset({"default_permissions", "fsname=trivium", "subtype=trivium"})
 
@@ -40,17 +41,15 @@ def check(mountpoint: str) -> None:
         raise Refused("/dev/fuse is missing: load the fuse module, or give the container the device")
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):
         raise Refused("/dev/fuse may not be opened by this user")
-    try:
-        if not os.path.isdir(mountpoint):
-            raise Refused(f"{mountpoint} is not a directory")
-    except OSError as error:
-        raise Refused(f"{mountpoint}: {error.strerror}") from None
-    if os.path.ismount(mountpoint) and _is_ours(mountpoint):
-        raise Refused(f"{mountpoint} is already a trivium mount")
-
-
-def _is_ours(mountpoint: str) -> bool:
     path = os.path.realpath(mountpoint)
+    if _is_ours(path):
+        raise Refused(f"{mountpoint} is already a trivium mount (if it is dead: fusermount3 -u -z {path})")
+    if not os.path.isdir(path):
+        raise Refused(f"{mountpoint} is not a directory")
+
+
+def _is_ours(path: str) -> bool:
+    """By the kernel's table alone: a mount whose process is ending answers no stat."""
     with open("/proc/self/mounts", encoding="utf-8", errors="surrogateescape") as mounts:
         return any(f[1] == path and f[2].startswith("fuse.trivium") for f in map(str.split, mounts))
 
@@ -95,8 +94,8 @@ async def run_mount(
 ) -> None:
     """Mount and serve until unmounted, told to stop by SIGTERM or SIGINT, or cancelled; then send what is unsent and
     unmount. Takes the client's on_recall and on_ended. Raises Refused when it cannot be mounted."""
-    mountpoint = os.path.abspath(mountpoint)  # noqa: ASYNC240 (no I/O)
     check(mountpoint)
+    mountpoint = os.path.realpath(mountpoint)  # noqa: ASYNC240 (before the mount: local)
     import pyfuse3
 
     from trivium.fs.fuse import FuseOperations, KernelNotifier
@@ -118,11 +117,13 @@ async def run_mount(
             pyfuse3.init(FuseOperations(filesystem), mountpoint, fuse_options(options))
         except RuntimeError as error:
             raise Refused(f"{mountpoint} could not be mounted: {error} (see the message above)") from None
+        serving = trio.CancelScope()
         try:
             if signals:
-                await nursery.start(_stop_on_signal)
+                await nursery.start(_stop_on_signal, serving)
             nursery.start_soon(_when_it_answers, mountpoint, on_ready)
-            await pyfuse3.main(min_tasks=WORKERS_MIN, max_tasks=WORKERS_MAX)
+            with serving:
+                await pyfuse3.main(min_tasks=WORKERS_MIN, max_tasks=WORKERS_MAX)
         finally:
             await _end(filesystem, mountpoint)
         nursery.cancel_scope.cancel()
@@ -142,11 +143,14 @@ async def _end(filesystem: Filesystem, mountpoint: str) -> None:
 
 
 def _unmount(mountpoint: str) -> None:
-    if os.path.ismount(mountpoint) and _is_ours(mountpoint):
+    if _is_ours(mountpoint):
         subprocess.run(["fusermount3", "-u", "-z", mountpoint], check=False, capture_output=True)
 
 
-async def _stop_on_signal(task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+async def _stop_on_signal(
+    serving: trio.CancelScope, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """No new requests; those under way have STOP_S (their pool may be gone)."""
     import pyfuse3
 
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
@@ -154,6 +158,7 @@ async def _stop_on_signal(task_status: trio.TaskStatus[None] = trio.TASK_STATUS_
         async for number in signals:
             log.info("stopping on %s", signal.Signals(number).name)
             pyfuse3.terminate()
+            serving.deadline = trio.current_time() + STOP_S
             return
 
 
