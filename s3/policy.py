@@ -120,6 +120,20 @@ class Condition:
             return False
 
 
+def _check_values(operator: str, texts: tuple[str, ...]) -> None:
+    """A value that no request can be compared with would make the condition mean something else."""
+    try:
+        for text in texts:
+            if operator == "IpAddress":
+                ipaddress.ip_network(text, strict=False)
+            elif operator.startswith("Numeric"):
+                float(text)
+            elif operator.startswith("Date"):
+                _moment(text)
+    except ValueError:
+        raise BadPolicy(f"invalid value for {operator}") from None
+
+
 def _conditions(document: Any) -> tuple[Condition, ...]:
     if not isinstance(document, dict):
         raise BadPolicy("Condition must be an object")
@@ -137,6 +151,7 @@ def _conditions(document: Any) -> tuple[Condition, ...]:
             texts = _strings(values, key)
             if not texts:
                 raise BadPolicy(f"{key} has no value")
+            _check_values(_NEGATED.get(base, base), texts)
             found.append(
                 Condition(
                     base,
