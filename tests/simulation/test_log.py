@@ -15,7 +15,7 @@ from tests.fakes.cluster import FakeNodes, sim_nodes
 from tests.fakes.simdisk import SimFiles
 from tests.simulation.runner import Trace, assert_replays, run_schedules
 from trivium.cluster import logplan
-from trivium.cluster.errors import ClusterError, Fenced, Unavailable
+from trivium.cluster.errors import ClusterError, Fenced, NotFound, Unavailable
 from trivium.cluster.log import LogOptions, LogParts, LogWriter
 from trivium.cluster.logfile import NO_HASH, LogRecord
 from trivium.cluster.logplan import LogOwner
@@ -90,7 +90,7 @@ class World:
                     for lane in range(3):
                         nursery.start_soon(self.append_many, writer, f"{number}.{lane}")
                     nursery.start_soon(self.misfortune, wire, writer)
-            except* (Fenced, Unavailable) as group:
+            except* (Fenced, NotFound, Unavailable) as group:  # NotFound: its node was stopped in between
                 self.trace(f"writer {number}: {type(group.exceptions[0]).__name__}")
 
     async def append_many(self, writer: LogWriter, name: str) -> None:
