@@ -29,6 +29,7 @@ from trivium.cluster.wire import LogState
 log = logging.getLogger(__name__)
 
 WAIT_S = 20.0  # T
+ATTEMPTS = 3
 
 
 async def takeover(
@@ -47,9 +48,18 @@ async def takeover(
     if last.last_seq is not None:
         previous_hash = await _closed_hash(parts, last, last.last_seq, wait_s, lost)
         return await _open(parts, chain, last.last_seq, previous_hash, [], ())
-    reached, gone = await _seal_all(parts, last, frozenset(lost), wait_s)
-    keep = logplan.plan_takeover(last, reached)
-    hash_at_close, records = await _kept(parts, last, keep, reached)
+    for attempt in range(ATTEMPTS):
+        reached, gone = await _seal_all(parts, last, frozenset(lost), wait_s)
+        keep = logplan.plan_takeover(last, reached)
+        try:
+            hash_at_close, records = await _kept(parts, last, keep, reached)
+            break
+        except ClusterError as error:
+            if attempt == ATTEMPTS - 1:
+                raise
+            # the replica that it read from failed after its seal: ask all of them again, sealing twice is harmless
+            log.warning("log segment %s: %s; asking its drives again", last.segment.hex(), error)
+            await trio.sleep(parts.options.retry_s)
     return await _open(parts, chain, keep.close_at, hash_at_close, records, gone)
 
 
