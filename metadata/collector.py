@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from trivium.cluster.model import ChunkId
+from trivium.cluster.model import ChunkId, ChunkKind
 from trivium.metadata import content, extents, inodes, queue, uploads, volumes
 from trivium.metadata.schema import CHUNK_COLUMNS
 
@@ -32,12 +32,12 @@ NOT_REFERENCED = " AND ".join(
 
 
 def unreferenced(reader: Reader, after: ChunkId, limit: int = STEP) -> tuple[list[ChunkId], ChunkId | None]:
-    """Settled chunks that nothing names, among the next `limit` rows; where to go on, None at the end."""
+    """Settled chunks that nothing names (dumps are named by the root alone, and are its writer's), among the next `limit` rows; where to go on, None at the end."""
     rows = reader.all(
         "SELECT c.session, c.counter, s.floor IS NULL OR c.counter < s.floor AS settled,"
         f" {NOT_REFERENCED} FROM chunks c LEFT JOIN sessions s ON s.id = c.session"
-        " WHERE (c.session, c.counter) > (?, ?) ORDER BY c.session, c.counter LIMIT ?",
-        *(after.session, after.counter, limit),
+        " WHERE (c.session, c.counter) > (?, ?) AND c.kind != ? ORDER BY c.session, c.counter LIMIT ?",
+        *(after.session, after.counter, ChunkKind.DUMP, limit),
     )
     found = [ChunkId(row[0], row[1]) for row in rows if row[2] and row[3]]
     return found, ChunkId(rows[-1][0], rows[-1][1]) if len(rows) == limit else None

@@ -30,7 +30,7 @@ import trio
 from trivium.cluster import placement
 from trivium.cluster.errors import ClusterError
 from trivium.cluster.model import ChunkId, ClusterMap, Group, Placed, Profile
-from trivium.metadata import chunkrows
+from trivium.metadata import chunkrows, queue
 from trivium.metadata.tx import Reader, Tx
 
 log = logging.getLogger(__name__)
@@ -41,10 +41,10 @@ IDLE_S = 5.0  # between looks when nothing is to do or nothing can be done
 
 
 class Rebuilder(Protocol):
-    """cluster.mover.Mover: copies or rebuilds the shards that `target` lacks; answers the indices now durable."""
+    """cluster.mover.Mover: copies or rebuilds the shards that `target` lacks."""
 
     async def rebuild(self, placed: Placed, target: Group, plan_seq: int) -> int:
-        """Mask of the indices of `target` that are durable after this."""
+        """Mask of the indices of `target` that are not durable after this."""
         ...
 
 
@@ -216,8 +216,8 @@ class Healer:
             if planned is None:
                 return False
             target, seq = planned
-            durable = await self._mover.rebuild(placed, target, seq)
-            missing: int | None = await self._do(lambda tx: commit(tx, placed, target, seq, durable))
+            lacking = await self._mover.rebuild(placed, target, seq)
+            missing: int | None = await self._do(lambda tx: commit(tx, placed, target, seq, lacking))
         except ClusterError as error:
             log.warning("chunk %s is not healed yet: %s", placed.chunk, error)
             return False
@@ -233,6 +233,7 @@ def plan(tx: Tx, placed: Placed, drives: tuple[bytes, ...]) -> tuple[Group, int]
     )
     if not changed or chunkrows.is_queued(tx, placed.chunk):
         return None
+    queue.placed_again(tx, placed.chunk)
     return target_group(tx, placed.group, drives), tx.seq
 
 
@@ -254,10 +255,10 @@ def target_group(tx: Tx, group: Group, drives: tuple[bytes, ...]) -> Group:
     return msgspec.structs.replace(group, id=number, drives=drives)
 
 
-def commit(tx: Tx, placed: Placed, target: Group, seq: int, durable: int) -> int | None:
-    """Place the chunk. Answers what is still missing, None when the row was changed meanwhile."""
+def commit(tx: Tx, placed: Placed, target: Group, seq: int, lacking: int) -> int | None:
+    """Place the chunk, without the indices `lacking`. Answers what is missing now, None when the row was changed."""
     gone = {row[0] for row in tx.all("SELECT id FROM drives WHERE reason IN ('out', 'removed')")}
-    missing = sum(1 << i for i, drive in enumerate(target.drives) if not durable >> i & 1 or drive in gone)
+    missing = sum(1 << i for i, drive in enumerate(target.drives) if lacking >> i & 1 or drive in gone)
     if target.profile.width - missing.bit_count() < min(target.k, target.profile.width):
         return None
     changed = tx.run(
