@@ -123,7 +123,12 @@ def repoint(tx: Tx, parent: int, sort_name: bytes, ino: int) -> None:
 
 def make_dir(tx: Tx, parent: Inode, name: bytes, made: Inode) -> None:
     """Give a new or moved directory its name; rows that waited for it move under it. The caller saves `parent`."""
+    body = find_plain(tx, parent.ino, name + b"/")  # an object `name/` that waited beside a file: the directory's key
+    if body is not None:
+        remove(tx, parent.ino, name + b"/")
     add(tx, parent.ino, name, made.ino, directory=True)
+    if body is not None:
+        add(tx, made.ino, b"", body.ino, body.id)
     parent.nlink += 1
     rehome(tx, parent.ino, name)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar, TypeVarTuple, Unpack
 
 import trio
+import trio.testing
 
 from tests.fakes.metadata import CLUSTER, Connect, default_operations, memory_map, recover_or_form
 from tests.fakes.metalog import MemoryMetaLog
@@ -61,6 +62,14 @@ class CrashingExecutor:
         self._countdown.step()
         await trio.lowlevel.cancel_shielded_checkpoint()
         return result
+
+
+def run_seeded(main: Callable[[], Awaitable[object]], seed: int) -> None:
+    """On a virtual clock, with trio's own scheduling drawn from the seed: one seed, one schedule."""
+    core = trio._core._run
+    core._ALLOW_DETERMINISTIC_SCHEDULING = True  # type: ignore[attr-defined]
+    core._r.seed(seed)  # type: ignore[attr-defined]
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
 class World:

@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 import trio
-import trio.testing
 
-from tests.fakes.engineworld import World
+from tests.fakes.engineworld import World, run_seeded
 from trivium.cluster.model import ChunkId, NewChunk, Ref
 from trivium.metadata.client import MetadataClient
 from trivium.metadata.messages import (
@@ -115,4 +114,4 @@ def test_the_log_alone_makes_the_database(seed: int, tmp_path: Path) -> None:
         await world.check_replay(str(tmp_path))
         assert counts["done"] > 40 and counts["refused"] > 5
 
-    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+    run_seeded(main, seed)

@@ -6,9 +6,8 @@ import random
 
 import pytest
 import trio
-import trio.testing
 
-from tests.fakes.engineworld import World
+from tests.fakes.engineworld import World, run_seeded
 from trivium.metadata.client import MetadataClient
 from trivium.metadata.messages import ROOT_INO, Create, Lookup, MetadataError, Unlink
 
@@ -66,7 +65,7 @@ def test_acknowledged_operations_survive_and_run_once(seed: int, tmp_path: str) 
         await world.check_replay(str(tmp_path))
         assert len(world.recovered) > 2, "it never crashed"
 
-    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+    run_seeded(main, seed)
 
 
 @pytest.mark.parametrize("step", range(1, 13))
@@ -92,4 +91,4 @@ def test_one_call_and_a_crash_at_each_step(step: int, tmp_path: str) -> None:
             nursery.cancel_scope.cancel()
         await world.check_replay(str(tmp_path))
 
-    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+    run_seeded(main, step)

@@ -11,9 +11,8 @@ from typing import Any
 
 import pytest
 import trio
-import trio.testing
 
-from tests.fakes.engineworld import World
+from tests.fakes.engineworld import World, run_seeded
 from tests.fakes.metadata import memory_client, memory_metadata
 from trivium.cluster.errors import Unavailable
 from trivium.cluster.wire import Service
@@ -22,8 +21,8 @@ from trivium.metadata.client import MetadataClient
 from trivium.metadata.messages import ROOT_INO, Call, Create, GetAttr, Lookup, MetadataError, SetAttr, Unlink
 
 
-def run(main: Callable[[], Awaitable[object]]) -> None:
-    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+def run(main: Callable[[], Awaitable[object]], seed: int = 1) -> None:
+    run_seeded(main, seed)
 
 
 class Jitter:
@@ -163,7 +162,7 @@ def test_no_cache_is_ever_stale(seed: int) -> None:
                     nursery.start_soon(work, cache, number)
             assert hits > 10, "the caches were never used"
 
-    run(main)
+    run(main, seed)
 
 
 def test_entries_of_a_directory_are_recalled_one_by_one_then_all() -> None:
