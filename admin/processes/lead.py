@@ -38,6 +38,7 @@ from trivium.cluster.transport.interface import Connection
 from trivium.cluster.transport.memory import MemoryServer
 from trivium.metadata import database, forming, recovery
 from trivium.metadata.client import MetadataClient
+from trivium.metadata.collect_loop import CollectLoop
 from trivium.metadata.heal import Healer
 from trivium.metadata.messages import Credential, MetadataError, SetCredential
 from trivium.metadata.metalog import ClusterLog
@@ -59,6 +60,7 @@ class Leader:
         self.on_credential: Callable[[str], None] = lambda access_key: None
         self.starter = substrate.random.randbytes(16)
         self.register = DriveRegister(substrate.router, [drive.id for drive in substrate.map.drives], self.starter)
+        self._memory = MemoryServer("memory:metadata")
         self.server: MetadataServer
         self.client: MetadataClient
         self.chunks: Chunks
@@ -100,16 +102,15 @@ class Leader:
     async def serve(self, middle: trio.Nursery) -> None:
         """Run the server and what lives beside it."""
         await middle.start(self.server.run)
+        await middle.start(self._memory.serve, self.server.handle, self.server.events)
         self.substrate.follow(self.server.map)
 
     async def work(self, top: trio.Nursery, env: Credential | None) -> None:
         """This process's own session, its chunks, healing and collecting; ends before the server does."""
         substrate = self.substrate
-        memory = MemoryServer("memory:metadata")
-        await top.start(memory.serve, self.server.handle, self.server.events)
 
         async def connect() -> Connection:
-            return memory.connect()
+            return self._memory.connect()
 
         self.client = MetadataClient(
             connect, client="up", random=substrate.random, clock=substrate.clock, run_directory=str(self.data.path)
@@ -137,6 +138,14 @@ class Leader:
             usable=substrate.watch.usable,
         )
         top.start_soon(self.healer.run)
+        collecting = CollectLoop(
+            self.server.writer,
+            self.read,
+            substrate.router,
+            oldest_read_seq=self.server.sessions.oldest_read_seq,
+            allowed=lambda: not self.server.leases.unreclaimed,
+        )
+        top.start_soon(collecting.run)
         substrate.watch.listeners.append(self._drives_changed)
         top.start_soon(substrate.watch.run)
         if env is not None and not self.formed_now:

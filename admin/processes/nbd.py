@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-import socket
 import subprocess
 import time
 from pathlib import Path
@@ -25,6 +25,10 @@ def serve_nbd(
     from trivium.nbd.errors import VolumeError
     from trivium.nbd.serve import command
 
+    if detach and pid_file is None:
+        pid_file = data / "run" / f"nbd-{hashlib.blake2b(str(socket_path).encode(), digest_size=4).hexdigest()}.pid"
+    if pid_file is not None:
+        pid_file.unlink(missing_ok=True)
     try:
         argv, env = command(
             data, socket_path, read_only=read_only, takeover=takeover, threads=threads, pid_file=pid_file
@@ -39,23 +43,16 @@ def serve_nbd(
         child = subprocess.Popen(
             argv, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True, cwd="/"
         )
-    _wait_until_it_listens(child, socket_path, pid_file, log)
+    _wait_until_it_listens(child, pid_file, log)
 
 
-def _wait_until_it_listens(child: subprocess.Popen[bytes], path: Path, pid_file: Path | None, log: Path) -> None:
+def _wait_until_it_listens(child: subprocess.Popen[bytes], pid_file: Path | None, log: Path) -> None:
+    """nbdkit writes its process id once it listens."""
+    assert pid_file is not None
     deadline = time.monotonic() + 60
-    while not (_listens(path) and (pid_file is None or pid_file.exists())):
+    while not (pid_file.exists() and pid_file.read_text().endswith("\n")):
         if (status := child.poll()) is not None or time.monotonic() > deadline:
             lines = log.read_text(errors="replace").strip().splitlines()
             words = lines[-1] if lines else f"nbdkit ended with status {status}"
             raise CommandError(f"{words} (log: {log})")
         time.sleep(0.02)
-
-
-def _listens(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX) as probe:
-        try:
-            probe.connect(str(path))
-        except OSError:
-            return False
-        return True

@@ -109,8 +109,11 @@ class MemoryServer:
         self._limits.check(len(body), len(payload))
         if self._nursery is None:
             raise Unavailable(f"nobody serves {self.address}")
+        try:
+            self._nursery.start_soon(self._handle, call, peer, service, body, payload)
+        except RuntimeError:  # the nursery is closing: its tasks are being cancelled
+            raise Unavailable(f"{self.address} is stopping") from None
         self._calls.add(call)
-        self._nursery.start_soon(self._handle, call, peer, service, body, payload)
 
     async def _handle(self, call: _Call, peer: Peer, service: int, body: bytes, payload: memoryview) -> None:
         assert self._handler is not None
