@@ -19,8 +19,8 @@ from trivium.cluster.transport.interface import Connection, Peer, Reply
 from trivium.cluster.transport.memory import MemoryServer
 from trivium.metadata import database
 from trivium.metadata.digest import digest
-from trivium.metadata.recovery import replay_log
 from trivium.metadata.records import Record
+from trivium.metadata.recovery import replay_log
 from trivium.metadata.server import MetadataServer
 
 T = TypeVar("T")
@@ -53,7 +53,7 @@ class CrashingExecutor:
     def __init__(self, countdown: Countdown) -> None:
         self._countdown = countdown
 
-    async def run(self, fn: Callable[[Unpack[Ts]], T], *args: Unpack[Ts]) -> T:
+    async def run(self, fn: Callable[[Unpack[Ts]], T], *args: *Ts) -> T:
         await trio.lowlevel.checkpoint()
         if getattr(fn, "__name__", "") == "close":  # the world's way to drop a dead process's descriptors
             return fn(*args)
@@ -177,12 +177,12 @@ class World:
     async def check_replay(self, directory: str) -> None:
         """The file is exactly what the log makes of nothing."""
         fresh = str(Path(directory) / "replayed.db")
-        Path(fresh).unlink(missing_ok=True)
+        Path(fresh).unlink(missing_ok=True)  # noqa: ASYNC240
         await replay_log(fresh, self.metalog, InlineExecutor())
         digests = []
         for path in (self.path, fresh):
             db = database.open_writer(path)
             digests.append((database.applied(db), digest(db)))
             db.close()
-        Path(fresh).unlink()
+        Path(fresh).unlink()  # noqa: ASYNC240
         assert digests[0] == digests[1]

@@ -100,7 +100,7 @@ def test_a_change_commits_only_after_the_leases_of_others_are_gone() -> None:
     async def main() -> None:
         cache = Cache()
         async with (
-            memory_metadata() as (server, connect),
+            memory_metadata() as (_server, connect),
             memory_client(connect, **cache.options()) as reader,
             memory_client(connect, seed=8) as writer,
         ):
@@ -124,7 +124,7 @@ def test_no_cache_is_ever_stale(seed: int) -> None:
         rng = random.Random(seed)
         caches = [Cache() for _ in range(3)]
         async with AsyncExitStack() as stack:
-            server, fast = await stack.enter_async_context(memory_metadata(seed=seed, executor=Jitter(rng)))
+            _server, fast = await stack.enter_async_context(memory_metadata(seed=seed, executor=Jitter(rng)))
 
             async def connect() -> Any:
                 return SlowConnection(await fast(), rng)
@@ -229,7 +229,7 @@ def test_slots_answer_repeats_and_refuse_late_copies() -> None:
     """Attacks 35, 58: a late copy of an answered call, granted or refused, is never executed."""
 
     async def main() -> None:
-        async with memory_metadata() as (server, connect), memory_client(connect) as client:
+        async with memory_metadata() as (_server, connect), memory_client(connect) as client:
             connection = await connect()
 
             async def send(number: int, *operations: Any) -> Any:
@@ -377,7 +377,7 @@ def test_a_goodbye_ends_at_once_and_drops_what_was_held() -> None:
 
 def test_a_call_given_up_does_not_block_its_slot() -> None:
     async def main() -> None:
-        async with memory_metadata() as (server, connect), memory_client(connect, slots=1) as client:
+        async with memory_metadata() as (_server, connect), memory_client(connect, slots=1) as client:
             with trio.move_on_after(0) as scope:
                 await make(client, b"maybe")
             assert scope.cancelled_caught

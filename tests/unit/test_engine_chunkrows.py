@@ -125,7 +125,10 @@ def test_ids_of_other_sessions_below_the_floor_or_queued_are_refused() -> None:
         await refused(client, new)
 
         def queue(tx: Tx) -> None:
-            tx.run("INSERT INTO queue VALUES (1, ?, ?, ?, x'', x'', 0)", *(later.chunk.session, later.chunk.counter, tx.seq))
+            tx.run(
+                "INSERT INTO queue VALUES (1, ?, ?, ?, x'', x'', 0)",
+                *(later.chunk.session, later.chunk.counter, tx.seq),
+            )
 
         await server.writer.do(queue)
         await refused(client, later)
