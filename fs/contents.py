@@ -19,7 +19,7 @@ import msgspec
 
 from trivium.cluster.errors import ChunkLost, NotFound
 from trivium.fs.errors import failure
-from trivium.fs.inodes import Inode
+from trivium.fs.inodes import UNKNOWN, Inode
 from trivium.fs.layoutcache import EXTENTS_MAX, LayoutCache
 from trivium.fs.ranges import Buffer
 from trivium.fs.view import View
@@ -132,7 +132,7 @@ class Contents:
         with self._view.inodes.watch() as seen:
             begin = cached.stop if cached is not None and cached.start <= start <= cached.stop < stop else start
             page: Layout = await self._view.metadata.ask(GetLayout(inode.ino, begin, max(LAYOUT_WINDOW, stop - begin)))
-            keep = inode.leased and inode.ino not in seen
+            keep = inode.leased and inode.ino not in seen and UNKNOWN not in seen
         if keep and cached is not None and begin == cached.stop and inode.layout is cached and begin != start:
             cached.extend(page)
             layout = cached

@@ -292,6 +292,7 @@ class Filesystem:
         assert isinstance(entry, Entry) and entry.attr is not None
         inode = self._view.inodes.install(entry.attr, seen, mutation=True)
         self._view.named(parent, name, inode.ino, seen)
+        inode.virgin = entry.created
         if entry.created and inode.leased:
             inode.xattrs = {}
             inode.complete = inode.is_dir

@@ -16,11 +16,15 @@ from trivium.fs.layoutcache import LayoutCache
 from trivium.fs.writeback import Pending
 from trivium.metadata.messages import Attr
 
+UNKNOWN = -1
+LIST_AFTER = 2
+
 
 class Inode:
     """One inode. `lookups` counts what the kernel will forget, `opens` our open handles."""
 
     __slots__ = (
+        "asked",
         "attr",
         "changes",
         "clean_pages",
@@ -32,6 +36,7 @@ class Inode:
         "layout",
         "leased",
         "links",
+        "list_after",
         "lookups",
         "names",
         "opens",
@@ -39,6 +44,7 @@ class Inode:
         "recalling",
         "stale_names",
         "unleased_reads",
+        "virgin",
         "xattrs",
     )
 
@@ -48,7 +54,10 @@ class Inode:
         self.changes = 0  # recalls and changes of our own so far
         self.leased = False  # a read lease: what follows may be trusted
         self.fresh = False  # `attr` is the newest (and leased)
-        self.names: dict[bytes, int] = {}  # of a leased directory; 0 = no such name
+        self.names: dict[bytes, int] = {}  # of a leased directory; 0 = no such name, UNKNOWN = ask
+        self.asked = 0  # look-ups that had to be asked under this lease
+        self.list_after = LIST_AFTER  # so many of them make listing the directory worth it
+        self.virgin = False  # made here, no attribute set since
         self.complete = False  # `names` holds every name of the directory
         self.xattrs: dict[bytes, bytes] | None = None
         self.layout: LayoutCache | None = None
@@ -81,7 +90,9 @@ class Inode:
 
     def drop(self) -> None:
         """The lease is gone: trust nothing."""
-        self.leased = self.fresh = self.complete = self.clean_pages = False
+        self.leased = self.fresh = self.complete = self.clean_pages = self.virgin = False
+        self.asked = 0
+        self.list_after = min(1 << 20, self.list_after * 2)
         self.names.clear()
         self.xattrs = None
         self.layout = None
@@ -108,6 +119,13 @@ class Inodes:
         finally:
             del self._asked[question]
 
+    def disturb_all(self) -> None:
+        """Every lease is gone, those of answers on their way too."""
+        for seen in self._asked.values():
+            seen.add(UNKNOWN)
+        for inode in self._table.values():
+            inode.changes += 1
+
     def disturb(self, *inos: int) -> None:
         for seen in self._asked.values():
             seen.update(inos)
@@ -132,7 +150,7 @@ class Inodes:
         inode = self._table.get(attr.ino)
         if inode is None:
             inode = self._table[attr.ino] = Inode(attr)
-        if attr.ino in seen:
+        if attr.ino in seen or UNKNOWN in seen:
             if mutation:  # of unknown age: good for this answer only
                 inode.attr, inode.layout = attr, None
                 inode.leased = inode.fresh = False

@@ -8,7 +8,7 @@ from bisect import bisect_right
 from dataclasses import dataclass, field
 
 from trivium.fs.errors import failure
-from trivium.fs.inodes import Inode
+from trivium.fs.inodes import UNKNOWN, Inode
 from trivium.fs.view import View
 from trivium.metadata.messages import DirEntry, DirPage, MetadataError, ReadDir
 
@@ -44,7 +44,13 @@ class Listing:
     def close(self, fh: int) -> Inode:
         handle = self._handles.pop(fh)
         handle.inode.opens -= 1
+        self._evict(handle)
         return handle.inode
+
+    def _evict(self, handle: DirHandle) -> None:
+        """Inodes that the kernel did not take need not be remembered."""
+        for _, inode in handle.entries:
+            self._view.inodes.evict(inode)
 
     def handle(self, fh: int) -> DirHandle:
         try:
@@ -69,16 +75,17 @@ class Listing:
             handle.changes, handle.names = directory.changes, {}
         elif not handle.ids or after != handle.ids[-1]:
             handle.changes = -1
+        self._evict(handle)
         with self._view.inodes.watch() as seen:
             page: DirPage = await self._view.metadata.ask(ReadDir(directory.ino, after, PAGE, lease=1))
             handle.entries = [(entry, self._view.inodes.install(entry.attr, seen)) for entry in page.entries]
         for _, inode in handle.entries:
-            if inode.ino in seen and not inode.fresh:
+            if not inode.fresh and (inode.ino in seen or UNKNOWN in seen):
                 with contextlib.suppress(MetadataError):  # gone: its look-up will say so
                     await self._view.fresh(inode.ino)
         handle.ids = [entry.id for entry in page.entries]
         handle.after, handle.more = after, page.more
-        self._learn(handle, page, directory.ino in seen)
+        self._learn(handle, page, directory.ino in seen or UNKNOWN in seen)
 
     def _learn(self, handle: DirHandle, page: DirPage, disturbed: bool) -> None:
         """Under a lease the names of pages are known names; all pages undisturbed: no others exist."""

@@ -18,7 +18,7 @@ from typing import Protocol
 import trio
 
 from trivium.cluster.errors import ClusterError
-from trivium.fs.inodes import Inode
+from trivium.fs.inodes import UNKNOWN, Inode
 from trivium.fs.view import View
 from trivium.metadata.messages import Hold, MetadataError
 
@@ -67,8 +67,8 @@ class Recalls:
         inode.recalling += 1
         try:
             if name:
-                inode.names.pop(name, None)
-                inode.complete = inode.fresh = False
+                inode.names[name] = UNKNOWN
+                inode.fresh = False
                 await self._names(inode, [name])
             else:
                 inode.drop()
@@ -155,8 +155,8 @@ class Recalls:
 
     def drop_all(self, *, ended: bool) -> None:
         """Every lease is gone; with `ended` what the server kept for us too."""
+        self._view.inodes.disturb_all()
         for inode in self._view.inodes.all():
-            self._view.inodes.disturb(inode.ino)
             inode.drop()
             if ended and inode.held:
                 inode.held = False

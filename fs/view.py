@@ -9,11 +9,12 @@ from typing import Any
 import msgspec
 
 from trivium.fs.errors import failure
-from trivium.fs.inodes import Inode, Inodes
+from trivium.fs.inodes import UNKNOWN, Inode, Inodes
 from trivium.fs.writeback import Metadata
-from trivium.metadata.messages import Attr, Entry, GetAttr, Lookup, MetadataError, Operation
+from trivium.metadata.messages import Attr, DirPage, Entry, GetAttr, Lookup, MetadataError, Operation, ReadDir
 
 NAMES_MAX = 200_000  # cached names of one directory
+LIST_MAX = 2000  # a directory of more names is not listed to save look-ups
 
 
 class View:
@@ -30,7 +31,7 @@ class View:
             with self.inodes.watch() as seen:
                 attr: Attr = await self.metadata.ask(GetAttr(ino, lease=1))
                 inode = self.inodes.install(attr, seen)
-            if ino not in seen or inode.fresh:
+            if inode.fresh or (ino not in seen and UNKNOWN not in seen):
                 return inode
 
     async def known(self, ino: int) -> Inode:
@@ -42,6 +43,8 @@ class View:
         """The inode that a name stands for; None when there is none."""
         directory = self.inodes.get(parent)
         if directory is not None and directory.leased and self.metadata.leases_usable():
+            if not directory.complete and directory.asked >= directory.list_after:
+                await self._list(directory)
             ino = directory.names.get(name)
             if ino == 0 or (ino is None and directory.complete):
                 return None
@@ -57,20 +60,33 @@ class View:
                 entry = Entry(None)
             child = self.inodes.install(entry.attr, seen) if entry.attr is not None else None
             self.name_answered(parent, name, child, entry.lease, seen)
-        if child is not None and child.ino in seen and not child.fresh:
+        if child is not None and not child.fresh and (child.ino in seen or UNKNOWN in seen):
             return await self.fresh(child.ino)
         return child
 
+    async def _list(self, directory: Inode) -> None:
+        """Learn all names of a directory that is not large: from then on no name that is absent is asked for."""
+        with self.inodes.watch() as seen:
+            page: DirPage = await self.metadata.ask(ReadDir(directory.ino, 0, LIST_MAX, lease=1))
+        directory.asked = 0
+        if page.more:
+            directory.list_after = min(1 << 20, directory.list_after * 64)
+        elif directory.leased and directory.ino not in seen and UNKNOWN not in seen:
+            directory.names = {entry.name: entry.attr.ino for entry in page.entries}
+            directory.complete = True
+
     def name_answered(self, parent: int, name: bytes, child: Inode | None, lease: int, seen: set[int]) -> None:
         directory = self.inodes.get(parent)
-        if directory is None or parent in seen:
+        if directory is None or parent in seen or UNKNOWN in seen:
             return
+        directory.asked += 1
         if lease:
             directory.leased = True
         if directory.leased:
             if len(directory.names) >= NAMES_MAX:
                 directory.names.clear()
                 directory.complete = False
+                directory.list_after = 1 << 20
             directory.names[name] = child.ino if child is not None else 0
 
     async def change(self, *operations: Operation, inos: Sequence[int]) -> tuple[tuple[Any, ...], set[int]]:
@@ -87,19 +103,16 @@ class View:
         directory = self.inodes.get(parent)
         if directory is None:
             return
-        if directory.leased and parent not in seen:
-            directory.names[name] = ino
-        else:
-            directory.names.pop(name, None)
-            directory.complete = False
+        known = directory.leased and parent not in seen and UNKNOWN not in seen
+        directory.names[name] = ino if known else UNKNOWN
 
     def guess(self, parent: int, name: bytes) -> Inode | None:
         """What the name most probably stands for: what was looked up last."""
         directory = self.inodes.get(parent)
         if directory is None:
             return None
-        ino = directory.names.get(name) or directory.dentries.get(name)
-        return self.inodes.get(ino) if ino else None
+        ino = directory.names.get(name, UNKNOWN)
+        return self.inodes.get(ino if ino > 0 else directory.dentries.get(name, 0))
 
     def count_down(self, inode: Inode, nlink: int) -> None:
         """A name of the inode went; its other attributes are asked for again."""

@@ -352,7 +352,7 @@ class WriteBack:
                     await self._put_again(batch)
                     continue
                 for layer, attr in zip(batch, answers, strict=False):
-                    self._landed(inode, layer, attr, inode.ino in seen)
+                    self._landed(inode, layer, attr, inode.ino in seen or -1 in seen)
             for layer in batch:
                 for stored in layer.stored:
                     self._chunks.settle(stored)

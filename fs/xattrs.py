@@ -14,7 +14,7 @@ import errno
 
 from trivium.fs.contents import Contents
 from trivium.fs.errors import failure
-from trivium.fs.inodes import Inode
+from trivium.fs.inodes import UNKNOWN, Inode
 from trivium.fs.view import View
 from trivium.metadata.messages import (
     XATTR_MAX,
@@ -27,6 +27,7 @@ from trivium.metadata.messages import (
 
 KEPT = (b"user.", b"security.", b"trusted.")
 NAME_MAX = 255
+CAPABILITY = b"security.capability"
 
 
 class Xattrs:
@@ -38,6 +39,8 @@ class Xattrs:
             return await self._virtual(ino, name)
         if not name.startswith(KEPT):
             raise failure(errno.EOPNOTSUPP)
+        if name == CAPABILITY and (known := self._view.inodes.get(ino)) is not None and known.virgin:
+            raise failure(errno.ENODATA)  # asked before every write
         value = (await self._all(ino)).get(name)
         if value is None:
             raise failure(errno.ENODATA)
@@ -66,6 +69,7 @@ class Xattrs:
             await self._contents.change(inode, operation, seal=False)
         finally:
             inode.xattrs = None
+            inode.virgin = False
 
     async def _all(self, ino: int) -> dict[bytes, bytes]:
         inode = self._view.inodes.get(ino)
@@ -73,7 +77,7 @@ class Xattrs:
             return inode.xattrs
         with self._view.inodes.watch() as seen:
             values: dict[bytes, bytes] = await self._view.metadata.ask(ListXattrs(ino))
-            if inode is not None and inode.leased and ino not in seen:
+            if inode is not None and inode.leased and ino not in seen and UNKNOWN not in seen:
                 inode.xattrs = values
             return values
 
