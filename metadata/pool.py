@@ -14,7 +14,6 @@ import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import trio
 
@@ -69,7 +68,7 @@ async def connect_pool(
 ) -> AsyncIterator[Pool]:
     """A live session. `connect_timeout`: seconds until Unavailable when no server answers (None: wait for ever);
     `io_timeout`: the same for later requests. The other arguments are MetadataClient's."""
-    data_dir = os.path.abspath(Path(data_dir))
+    data_dir = os.path.abspath(data_dir)  # noqa: ASYNC240 (touches no disk)
     rng = random.SystemRandom()
     executor = executor or ThreadExecutor(threads)
 
@@ -93,7 +92,7 @@ async def connect_pool(
 
     nodes = Router(connect_node)
     metadata.on_map = nodes.update
-    async with trio.open_nursery() as nursery:
+    async with _plain_errors(), trio.open_nursery() as nursery:
         stop = trio.CancelScope()
 
         async def live(task_status: trio.TaskStatus[None]) -> None:
@@ -120,3 +119,15 @@ async def connect_pool(
             chunks.close()
             stop.cancel()  # says Goodbye
     await nodes.aclose()
+
+
+@asynccontextmanager
+async def _plain_errors() -> AsyncIterator[None]:
+    """An error of the body leaves as itself, not as a group of one."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+            error = error.exceptions[0]
+        raise error from error.__cause__

@@ -13,6 +13,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 import trio
@@ -64,10 +65,8 @@ class Bridge:
         if self._thread is None:
             return
         if self._token is not None:
-            try:
+            with suppress(trio.RunFinishedError):
                 self._token.run_sync_soon(self._scope.cancel)
-            except trio.RunFinishedError:
-                pass
         self._thread.join()
         self._thread = None
 

@@ -9,8 +9,6 @@ in the running volume as in recovery; a source dies with a checkpoint that does 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import trio
 
 from trivium.cluster.chunks import PieceData
@@ -18,16 +16,12 @@ from trivium.cluster.errors import ChunkLost, Corrupt, NotFound, Unavailable
 from trivium.cluster.model import VOLUME_CHUNK_SIZE, ChunkKind, PieceFlag, Ref
 from trivium.nbd.core import ChunkInfo
 from trivium.nbd.journal import COPY, DATA, Piece, encode_table, table_bytes
+from trivium.nbd.leased import Leased
 from trivium.nbd.map import BLOCK_SHIFT, entry_of
 from trivium.nbd.recovery import read_table
 
-if TYPE_CHECKING:
-    from trivium.nbd.volume import Volume
-
 LIVE_BELOW = 0.6
-PERIOD_S = 5.0
 RUN_BLOCKS = 256
-CLASS_CLEANING = 1
 COPY_BLOCKS_MAX = (VOLUME_CHUNK_SIZE >> BLOCK_SHIFT) - 32
 PIECES_MAX = 2048
 
@@ -35,18 +29,20 @@ PIECES_MAX = 2048
 class Cleaner:
     """One at a time per volume, on the event loop."""
 
-    def __init__(self, volume: Volume) -> None:
-        self._volume = volume
+    def __init__(self, held: Leased) -> None:
+        self._held = held
 
     async def run(self) -> None:
         while True:
-            await trio.sleep(PERIOD_S)
-            while await self.clean():
-                await trio.sleep(0.05)
+            await trio.sleep(self._held.tuning.clean_period_s)
+            moved = await self.clean()
+            while moved:
+                await trio.sleep(0.05)  # room for others between rounds
+                moved = await self.clean()
 
     def victims(self) -> list[ChunkInfo]:
         """Chunks worth cleaning, least live first: together they fill at most one chunk, and free at least one."""
-        core = self._volume.core
+        core = self._held.core
         with core.lock:
             sparse = [
                 (core.base.live.get(info.number, 0), info)
@@ -61,11 +57,12 @@ class Cleaner:
                 break
             live += count
             chosen.append(info)
-        return chosen if len(chosen) > 1 or sum(info.blocks for info in chosen) - live >= 256 else []
+        gain = sum(info.blocks for info in chosen) - live
+        return chosen if gain >= self._held.tuning.clean_min_blocks else []
 
     async def clean(self) -> int:
         """One round. Returns how many blocks it moved."""
-        volume = self._volume
+        held = self._held
         copies: list[tuple[int, int, int]] = []  # (block, blocks, source entry)
         blocks = 0
         for info in self.victims():
@@ -84,11 +81,11 @@ class Cleaner:
             data = [await self._bytes_of(entry, count) for _, count, entry in copies]
         except (NotFound, ChunkLost, Corrupt, Unavailable, KeyError):
             return 0
-        return await self._store(copies, data, blocks) if volume.core.failed is None else 0
+        return await self._store(copies, data, blocks) if held.core.failed is None else 0
 
     async def _store(self, copies: list[tuple[int, int, int]], data: list[memoryview], blocks: int) -> int:
-        volume = self._volume
-        core = volume.core
+        held = self._held
+        core = held.core
         number = core.new_number()
         pieces: list[Piece] = []
         at = 0
@@ -96,21 +93,17 @@ class Cleaner:
             pieces.append((block, count, COPY, 0, at, source))
             at += count
         upto = core.upto
-        table = encode_table(volume.owner, number, upto + 1, upto, blocks, pieces)
+        table = encode_table(held.owner, number, upto + 1, upto, blocks, pieces)
         assert (blocks << BLOCK_SHIFT) + table_bytes(len(pieces)) <= VOLUME_CHUNK_SIZE
-        piece = PieceData(volume.owner, 0, upto, [*data, table], flags=int(PieceFlag.COPY))
-        stored = await volume.keep_trying(
-            lambda: volume.chunks.put(
-                volume.pool, [piece], kind=ChunkKind.VOLUME, lease=volume.lease, reserve_class=CLASS_CLEANING
-            )
-        )
-        stored = await volume.commit_segment(stored, (volume.info.id, volume.lease, upto, upto))
+        piece = PieceData(held.owner, 0, upto, [*data, table], flags=int(PieceFlag.COPY))
+        stored = await held.put(piece, ChunkKind.VOLUME)
+        stored = await held.commit_segment(stored, upto, upto)
         return core.commit_copy(ChunkInfo(number, stored.refs[0], upto + 1, upto, blocks), pieces)
 
     async def _live_runs(self, info: ChunkInfo) -> list[tuple[int, int, int]]:
         """(block, blocks, entry) of what the map still maps to this chunk."""
-        core = self._volume.core
-        table = await read_table(self._volume.chunks, info.ref)
+        core = self._held.core
+        table = await read_table(self._held.chunks, info.ref)
         live: list[tuple[int, int, int]] = []
         for block, count, kind, _, position, _ in table.pieces:
             if kind not in (DATA, COPY):
@@ -122,6 +115,6 @@ class Cleaner:
         return live
 
     async def _bytes_of(self, entry: int, count: int) -> memoryview:
-        ref = self._volume.core.table[entry >> 16].ref
+        ref = self._held.core.table[entry >> 16].ref
         start = (entry & 0xFFFF) << BLOCK_SHIFT
-        return await self._volume.chunks.get(Ref(ref.chunk, ref.offset + start, count << BLOCK_SHIFT))
+        return await self._held.chunks.get(Ref(ref.chunk, ref.offset + start, count << BLOCK_SHIFT))

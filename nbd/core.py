@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from trivium.cluster.model import Ref
+from trivium.cluster.model import VOLUME_CHUNK_SIZE, Ref
 from trivium.nbd.buffer import Sealed, Segment
 from trivium.nbd.cache import ChunkCache
 from trivium.nbd.errors import BadRequest, Full, ReadOnly, VolumeError
@@ -70,8 +70,10 @@ class VolumeCore:
         next_number: int,
         cache: ChunkCache,
         read_only: bool = False,
+        segment_bytes: int = VOLUME_CHUNK_SIZE,
     ) -> None:
         self.size = size
+        self.segment_bytes = segment_bytes
         self.read_only = read_only
         self.lock = threading.Lock()
         self.base = base
@@ -234,7 +236,7 @@ class VolumeCore:
                 return False
             self.full.append(self.open)
             self.on_full()
-        self.open = Segment(self.next_number, self.accepted + 1)
+        self.open = Segment(self.next_number, self.accepted + 1, self.segment_bytes)
         self.segments[self.next_number] = self.open
         self.next_number += 1
         return True
@@ -247,6 +249,7 @@ class VolumeCore:
             return self._durable()
 
     def _durable(self) -> int:
+        segment: Segment
         for segment in (*self.full, *((self.open,) if self.open is not None else ())):
             if segment.logged_write < segment.last_write:
                 return segment.logged_write
@@ -269,12 +272,13 @@ class VolumeCore:
         return batches
 
     def logged(self, batches: Sequence[Batch], seq: int) -> None:
-        """The batches are durable in the log, the last record has number `seq`."""
+        """The batches are durable in the log, the last record of all has number `seq`."""
         with self.lock:
-            for batch in batches:
+            for batch in reversed(batches):
                 batch.segment.logged = batch.upto_extent
                 batch.segment.logged_write = batch.upto_write
-                batch.segment.log_seq = seq
+                batch.segment.log_seq = seq  # not a later segment's: up to here the log goes with this one's chunk
+                seq -= len(batch.records)
 
     def untake(self, batches: Sequence[Batch]) -> None:
         """The log did not take them (or it is not known): they will be given again, which does no harm."""
@@ -328,7 +332,8 @@ class VolumeCore:
         with self.lock:
             self.table[info.number] = info
             self.base.live.setdefault(info.number, 0)
-            return apply_copies(self.base, info.number, pieces)
+            moved: int = apply_copies(self.base, info.number, pieces)
+            return moved
 
 
 def apply_pieces(base: LiveMap, number: int, pieces: Sequence[Piece]) -> None:

@@ -1,4 +1,4 @@
-"""The volumes of one nbdkit process: one Volume per name, shared by all connections, leased from first open to last close.
+"""The volumes of one nbdkit process: one Volume per name, shared by its connections, leased from first open to last.
 
 closed --open--> opening --lease, recovered--> open (n connections) --last close--> closing --> closed
                     `--Busy, ENOENT--> closed       `--failed: the next open begins anew
@@ -16,7 +16,8 @@ import trio
 from trivium.metadata.messages import GetVolume, ListVolumes, MetadataError, VolumeInfo
 from trivium.nbd.backend import ChunkStore, Logs, Metadata
 from trivium.nbd.errors import Displaced, VolumeError
-from trivium.nbd.volume import CACHE_BYTES, Volume
+from trivium.nbd.leased import CACHE_BYTES, Tuning
+from trivium.nbd.volume import Volume
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +122,7 @@ class Exporter:
             logs=backend.logs,
             takeover=self._takeover,
             read_only=read_only,
-            cache_bytes=self._cache_bytes,
+            tuning=Tuning(cache_bytes=self._cache_bytes),
         )
         volume.core.usable = backend.usable
         if self._soon is not None:
@@ -129,23 +130,26 @@ class Exporter:
             volume.core.on_full = lambda: soon(kick)
         scope = trio.CancelScope()
         assert self._nursery is not None
-        await self._nursery.start(self._run_volume, volume, scope)
+        try:
+            await self._nursery.start(self._run_volume, volume, scope)
+        except RuntimeError as error:  # it ended before it could serve
+            raise volume.core.failed or error from None
         export.volume, export.scope, export.connections = volume, scope, 0
-        log.info("volume %s is open (lease %d)", name, volume.lease)
+        log.info("volume %s is open (lease %d)", name, volume.held.lease)
 
     async def _run_volume(self, volume: Volume, scope: trio.CancelScope, *, task_status: trio.TaskStatus[None]) -> None:
         with scope:
             try:
                 await volume.run(task_status=task_status)
             except* VolumeError as errors:
-                volume.fail(_first(errors))
+                volume.held.fail(_first(errors))
             except* Exception as errors:
-                log.exception("volume %s has failed", volume.info.name)
-                volume.fail(VolumeError(f"internal error: {_first(errors)!r}"))
+                log.exception("volume %s has failed", volume.name)
+                volume.held.fail(VolumeError(f"internal error: {_first(errors)!r}"))
 
     async def _follow_size(self, volume: Volume) -> None:
         """A resize shows at the next connection."""
-        info: VolumeInfo = await self.backend.metadata.ask(GetVolume(volume.info.name))
+        info: VolumeInfo = await self.backend.metadata.ask(GetVolume(volume.name))
         if info.size > volume.core.size:
             volume.core.size = info.size
 
@@ -164,9 +168,9 @@ class Exporter:
         assert volume is not None
         try:
             await volume.close()
-            log.info("volume %s is closed", volume.info.name)
+            log.info("volume %s is closed", volume.name)
         except Exception as error:
-            log.error("volume %s was not closed cleanly: %s", volume.info.name, error)
+            log.error("volume %s was not closed cleanly: %s", volume.name, error)
         finally:
             self._drop(export)
 
@@ -184,7 +188,7 @@ class Exporter:
     def _session_ended(self, why: str) -> None:
         for export in self._exports.values():
             if export.volume is not None:
-                export.volume.fail(Displaced(f"volume {export.volume.info.name}: the session has ended ({why})"))
+                export.volume.held.fail(Displaced(f"volume {export.volume.name}: the session has ended ({why})"))
 
 
 def _first(errors: BaseExceptionGroup[Exception]) -> VolumeError:

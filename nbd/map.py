@@ -47,10 +47,10 @@ def add_run(runs: list[Run], block: int, count: int, entry: int) -> None:
     """Append a run that follows the last one, merged with it where the places go on too."""
     if runs:
         first, length, before = runs[-1]
-        if first + length == block and (before == entry if is_flat(entry) else before + length == entry):
-            if not is_flat(before) or is_flat(entry):
-                runs[-1] = (first, length + count, before)
-                return
+        goes_on = before == entry if is_flat(entry) else before + length == entry and not is_flat(before)
+        if goes_on and first + length == block:
+            runs[-1] = (first, length + count, before)
+            return
     runs.append((block, count, entry))
 
 

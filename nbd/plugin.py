@@ -8,8 +8,8 @@ nbdkit runs it as `__main__` of its embedded interpreter: absolute imports only,
 
 from __future__ import annotations
 
+import builtins
 import ctypes
-import io
 import logging
 import os
 import sys
@@ -22,7 +22,7 @@ import nbdkit
 from trivium.nbd.bridge import Bridge
 from trivium.nbd.device import Device, DeviceError
 from trivium.nbd.exporter import Backend, Connect, Exporter
-from trivium.nbd.volume import CACHE_BYTES
+from trivium.nbd.leased import CACHE_BYTES
 
 API_VERSION = 2
 
@@ -41,7 +41,7 @@ _exporter: Exporter | None = None
 
 def outlive_parent() -> None:
     """nbdkit's Python plugin asks to be killed with the process that started nbdkit; only --exit-with-parent should."""
-    with io.open("/proc/self/cmdline", "rb") as arguments:
+    with builtins.open("/proc/self/cmdline", "rb") as arguments:
         if b"--exit-with-parent" not in arguments.read().split(b"\0"):
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, 0, 0, 0, 0)
 
@@ -128,7 +128,7 @@ def default_export(readonly: bool, is_tls: bool) -> str:
     return name
 
 
-def open(readonly: bool) -> Device:  # noqa: A001 (nbdkit's name)
+def open(readonly: bool) -> Device:
     volume = _told(lambda: _running().call(_server().open, nbdkit.export_name(), readonly))
     return Device(volume, _running())
 
@@ -138,7 +138,7 @@ def close(device: Device) -> None:
 
 
 def export_description(device: Device) -> str:
-    return f"trivium volume {device.volume.info.name}"
+    return f"trivium volume {device.volume.name}"
 
 
 def get_size(device: Device) -> int:

@@ -10,6 +10,7 @@ from trivium.cluster.model import Ref
 from trivium.nbd.backend import ChunkStore
 from trivium.nbd.cache import GRANULE, GRANULE_SHIFT
 from trivium.nbd.core import Miss, VolumeCore
+from trivium.nbd.together import together
 
 GRANULES_MAX = 16  # of one get: 1 MiB
 
@@ -31,19 +32,7 @@ class ChunkReader:
         if len(misses) == 1 and misses[0][3] <= GRANULE:
             await self._fill_one(misses[0], out)
             return
-        errors: list[Exception] = []
-
-        async def one(miss: Miss) -> None:
-            try:
-                await self._fill_one(miss, out)
-            except Exception as error:
-                errors.append(error)
-
-        async with trio.open_nursery() as nursery:
-            for miss in misses:
-                nursery.start_soon(one, miss)
-        if errors:
-            raise errors[0]
+        await together(lambda miss: self._fill_one(miss, out), misses, limit=16)
 
     async def _fill_one(self, miss: Miss, out: memoryview) -> None:
         at, number, inner, length = miss

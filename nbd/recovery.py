@@ -13,8 +13,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import trio
-
 from trivium.cluster.model import ChunkId, ChunkKind, Ref
 from trivium.metadata.messages import VolumeChunk, VolumeState
 from trivium.nbd.backend import ChunkStore
@@ -24,9 +22,9 @@ from trivium.nbd.core import ChunkInfo, apply_copies, apply_pieces
 from trivium.nbd.errors import Damaged
 from trivium.nbd.journal import Record, Table, decode_record, decode_table, table_length
 from trivium.nbd.map import BLOCK, PAGE_BYTES, PAGE_SHIFT, LiveMap
+from trivium.nbd.together import together
 
 TAIL_BYTES = 64 * 1024
-GETS = 8
 
 
 def volume_owner(volume: int) -> bytes:
@@ -140,16 +138,8 @@ async def _load_checkpoint(state: VolumeState, chunks: ChunkStore) -> Recovered:
 
 async def _load_pages(done: Recovered, chunks: ChunkStore) -> None:
     pages = done.pages
-    limit = trio.CapacityLimiter(GETS)
-    content: dict[int, memoryview] = {}
-
-    async def fetch(number: int, info: MapInfo) -> None:
-        async with limit:
-            content[number] = await chunks.get(info.ref)
-
-    async with trio.open_nursery() as nursery:
-        for number, info in pages.maps.items():
-            nursery.start_soon(fetch, number, info)
+    numbers = list(pages.maps)
+    content = dict(zip(numbers, await together(lambda n: chunks.get(pages.maps[n].ref), numbers), strict=True))
 
     def page_at(entry: int) -> memoryview:
         start = (entry & 0xFFFF) * PAGE_BYTES
@@ -168,21 +158,15 @@ async def _load_pages(done: Recovered, chunks: ChunkStore) -> None:
 async def _read_tables(rows: Sequence[VolumeChunk], state: VolumeState, chunks: ChunkStore) -> list[tuple[Ref, Table]]:
     """The tables of volume chunks that the checkpoint does not know."""
     owner = volume_owner(state.info.id)
-    limit = trio.CapacityLimiter(GETS)
-    tables: list[tuple[Ref, Table]] = []
 
-    async def one(row: VolumeChunk) -> None:
-        async with limit:
-            ref = Ref(row.chunk.chunk, 0, row.chunk.length)
-            table = await read_table(chunks, ref)
+    async def one(row: VolumeChunk) -> tuple[Ref, Table]:
+        ref = Ref(row.chunk.chunk, 0, row.chunk.length)
+        table = await read_table(chunks, ref)
         if table.volume != owner:
             raise Damaged(f"chunk {ref.chunk} belongs to another volume")
-        tables.append((ref, table))
+        return ref, table
 
-    async with trio.open_nursery() as nursery:
-        for row in rows:
-            nursery.start_soon(one, row)
-    return tables
+    return await together(one, rows)
 
 
 async def read_table(chunks: ChunkStore, ref: Ref) -> Table:

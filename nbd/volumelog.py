@@ -123,7 +123,7 @@ class ClusterLogs:
         parts = self._parts(state)
         if not state.log:
             return ClusterLog(parts, state.info.id, state.lease, None), []
-        writer = await takeover(parts, chain=state.log, lost=self._lost(state))
+        writer = await takeover(parts, lost=self._lost(state))
         first = writer.chain[0].first_seq
         records = [(record.seq, memoryview(record.payload)) async for record in writer.read(first)]
         return ClusterLog(parts, state.info.id, state.lease, writer), [*records]

@@ -88,7 +88,6 @@ class Client:
 
     async def call(self, *operations: Any, chunks: Sequence[NewChunk] = ()) -> tuple[Any, ...]:
         await trio.lowlevel.checkpoint()
-        self.pool.trouble()
         for operation in operations:
             self._check(operation)
         if any(isinstance(op, CommitSegment | Checkpoint) for op in operations) and self.pool.refuse_chunks:
@@ -102,7 +101,6 @@ class Client:
 
     async def ask(self, query: Any) -> Any:
         await trio.lowlevel.checkpoint()
-        self.pool.trouble()
         match query:
             case ListVolumes():
                 return (self._state().info,)
@@ -116,9 +114,9 @@ class Client:
         lease = getattr(operation, "lease", None)
         if lease is not None and (lease != self.pool.lease or self.pool.holder != self.session):
             raise MetadataError("LEASE_LOST", f"lease {lease} is not the current one ({self.pool.lease})")
-        if isinstance(operation, OpenVolume) and self.pool.holder and not operation.read_only:
-            if operation.takeover != "break":
-                raise MetadataError("EBUSY", f"session {self.pool.holder} has it")
+        opens = isinstance(operation, OpenVolume) and not operation.read_only and operation.takeover != "break"
+        if opens and self.pool.holder:
+            raise MetadataError("EBUSY", f"session {self.pool.holder} has it")
 
     def _apply(self, operation: Any, new: dict[ChunkId, NewChunk]) -> Any:
         pool = self.pool
