@@ -32,7 +32,10 @@ NOT_REFERENCED = " AND ".join(
 
 
 def unreferenced(reader: Reader, after: ChunkId, limit: int = STEP) -> tuple[list[ChunkId], ChunkId | None]:
-    """Settled chunks that nothing names (dumps are named by the root alone, and are its writer's), among the next `limit` rows; where to go on, None at the end."""
+    """Settled chunks that nothing names, among the next `limit` rows; where to go on, None at the end.
+
+    Dumps are named by the root alone: they are their writer's to give up.
+    """
     rows = reader.all(
         "SELECT c.session, c.counter, s.floor IS NULL OR c.counter < s.floor AS settled,"
         f" {NOT_REFERENCED} FROM chunks c LEFT JOIN sessions s ON s.id = c.session"
