@@ -26,8 +26,9 @@ from trivium.nbd.journal import DATA, EXTENT_BLOCKS_MAX, Piece, records_of
 from trivium.nbd.map import BLOCK, BLOCK_SHIFT, POSITION_MASK, ZEROS, BlockMap, LiveMap, Run, entry_of, lookup
 
 MAX_FULL = 3
-LOG_REST_BLOCKS = 256
-"""A full segment with at most this much unlogged is logged by a flush; with more, the flush waits for its chunk."""
+LOG_REST_BLOCKS = 255
+"""A segment with at most this much unlogged is logged by a flush; with more it is sealed, and the flush waits for its
+chunk: that stores 1.5 bytes a byte (4+2), the log 3 and the chunk later 1.5 more."""
 
 _ZEROS = memoryview(bytes(1 << 20))
 
@@ -259,10 +260,14 @@ class VolumeCore:
         """What a flush has to append to the log now. Until logged() or untake() it is not taken again."""
         batches: list[Batch] = []
         with self.lock:
+            if self.open is not None and self.open.unlogged_blocks() > LOG_REST_BLOCKS and len(self.full) < MAX_FULL:
+                self.full.append(self.open)
+                self.open = None
+                self.on_full()
             for segment in (*self.full, *((self.open,) if self.open is not None else ())):
                 if segment.taken == len(segment.extents):
                     continue
-                if segment is not self.open and segment.unlogged_blocks() > LOG_REST_BLOCKS:
+                if segment.unlogged_blocks() > LOG_REST_BLOCKS:
                     continue
                 first = segment.logged_write + 1
                 extents = segment.extents[segment.taken :]
