@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Coroutine
-from dataclasses import asdict, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 import apsw
@@ -48,8 +47,8 @@ class Commands:
         return await self._leader.status()
 
     async def heal(self, arguments: dict[str, Any]) -> Any:
-        self._leader.healer.changed()
-        return await self._leader.healer.report()
+        self._leader.upkeep.healer.changed()
+        return await self._leader.upkeep.healer.report()
 
     async def endpoints(self, arguments: dict[str, Any]) -> Any:
         return self._endpoints
@@ -90,11 +89,10 @@ class Commands:
         return {"seq": seq, "digest": found}
 
     async def fsck(self, arguments: dict[str, Any]) -> Any:
-        findings = await self._leader.fsck(bool(arguments.get("drives", True)))
-        return [asdict(finding) if is_dataclass(finding) else finding for finding in findings]  # type: ignore[arg-type]
+        return await self._leader.upkeep.fsck(bool(arguments.get("drives", True)))
 
     async def dump(self, arguments: dict[str, Any]) -> Any:
-        return await self._leader.dump_now()
+        return await self._leader.upkeep.dump_now()
 
 
 def _copy(source: str, target: str) -> None:

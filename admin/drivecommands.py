@@ -60,9 +60,7 @@ async def replace_drive(leader: Leader, name: str, path: str) -> dict[str, Any]:
     await leader.change_map(execute)
     await leader.substrate.watch.refresh()
     await leader.register.change(lambda root: _swap_voter(root, old.id, row.id))
-    if old.id in leader.log.chain[-1].drives:
-        await leader.log.leave({old.id})
-    leader.healer.changed()
+    leader.upkeep.drives_changed(dump=True)
     log.info("drive %s is replaced by a new one at %s", name, target)
     return {"path": absolute(leader.data, target), "id": row.id.hex()}
 

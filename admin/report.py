@@ -21,7 +21,7 @@ async def status(leader: Leader) -> dict[str, Any]:
     """Everything that `trivium status` prints; the same words in JSON."""
     cluster_map, reports = leader.server.map, leader.substrate.watch.reports
     spread = await leader.read(_spread)
-    heal = await leader.healer.report()
+    heal = await leader.upkeep.healer.report()
     places = _places(cluster_map, reports)
     data = survival.of_chunks(spread, places)
     log = survival.of_members(leader.log.chain[-1].drives, 1, places)

@@ -92,6 +92,16 @@ def add_orphan(tx: Tx, chunk: ChunkId, index: int, drive: bytes) -> bool:
     return True
 
 
+def add_places(tx: Tx, chunk: ChunkId, drives: Sequence[bytes]) -> None:
+    """Queue a chunk that has no row (a dump's): its places are stated."""
+    if tx.one("SELECT 1 FROM queue WHERE kind = 1 AND session = ? AND counter = ?", *_key(chunk)) is None:
+        _insert(tx, CHUNK, chunk.session, chunk.counter, b"".join(drives), b"")
+
+
+def _key(chunk: ChunkId) -> tuple[int, int]:
+    return chunk.session, chunk.counter
+
+
 def placed_again(tx: Tx, chunk: ChunkId) -> None:
     """A plan is about to place shards of a living chunk: no queued delete of an older place may hit them."""
     tx.run("DELETE FROM queue WHERE kind = 3 AND session = ? AND counter = ?", chunk.session, chunk.counter)

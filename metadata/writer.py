@@ -127,7 +127,9 @@ class Writer:
         self._queue.append(job)
         self._wake.set()
 
-    async def do(self, execute: Callable[[Tx], Any], *, session: int = 0) -> Any:
+    async def do(
+        self, execute: Callable[[Tx], Any], *, session: int = 0, chunks: Mapping[ChunkId, NewChunk] | None = None
+    ) -> Any:
         """Run one transaction of the server's own; answers its value once durable, raises its error.
 
         The caller's cancellation abandons the answer, not the transaction.
@@ -139,7 +141,7 @@ class Writer:
             outcomes.append(outcome)
             done.set()
 
-        self.submit(Job(execute, finish, session))
+        self.submit(Job(execute, finish, session, chunks or {}))
         await done.wait()
         outcome = outcomes[0]
         if outcome.error is not None:

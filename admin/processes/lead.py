@@ -9,7 +9,6 @@ directory (whoever led held them). So a restart waits for nobody.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from trivium.admin import credentials, report
 from trivium.admin.datadir import DataDir
 from trivium.admin.errors import CommandError
 from trivium.admin.processes.substrate import Substrate
+from trivium.admin.processes.upkeep import CountingLog, Upkeep
 from trivium.cluster.chunks import Chunks
 from trivium.cluster.clock import ThreadExecutor
 from trivium.cluster.errors import ClusterError
@@ -30,18 +30,15 @@ from trivium.cluster.log import LogParts, LogWriter
 from trivium.cluster.logplan import LogOwner, choose_drives
 from trivium.cluster.model import ClusterMap, Root
 from trivium.cluster.model import Leader as LeaderRow
-from trivium.cluster.mover import Mover
 from trivium.cluster.root import DriveRegister, RootChain
 from trivium.cluster.rootplan import choose_root_drives
 from trivium.cluster.takeover import takeover
 from trivium.cluster.transport.interface import Connection
 from trivium.cluster.transport.memory import MemoryServer
-from trivium.metadata import database, forming, recovery
+from trivium.metadata import database, dump, forming, lifelock, recovery
 from trivium.metadata.client import MetadataClient
-from trivium.metadata.collect_loop import CollectLoop
-from trivium.metadata.heal import Healer
-from trivium.metadata.messages import Credential, MetadataError, SetCredential
-from trivium.metadata.metalog import ClusterLog
+from trivium.metadata.messages import Credential, SetCredential
+from trivium.metadata.offline import OfflineCatalog
 from trivium.metadata.operations import OPERATIONS, QUERIES, end_session
 from trivium.metadata.server import MetadataServer
 from trivium.metadata.tx import Reader, Tx
@@ -64,7 +61,8 @@ class Leader:
         self.server: MetadataServer
         self.client: MetadataClient
         self.chunks: Chunks
-        self.healer: Healer
+        self.upkeep: Upkeep
+        self._metalog: CountingLog
         self.log: LogWriter
 
     # ---- beginning ------------------------------------------------------------------------------------------
@@ -75,7 +73,7 @@ class Leader:
         self.log = await takeover(self._log_parts(), lost=self.substrate.watch.down())
         await low.start(self.log.run)
         await low.start(self.register.run)
-        metalog = ClusterLog(self.log)
+        metalog = self._metalog = CountingLog(self.log)
         path = str(self.data.metadata / "trivium.db")
         executor = self.substrate.executor
         if self.substrate.forming:
@@ -96,7 +94,7 @@ class Leader:
             on_session_end=_end_session,
             unfit=self.substrate.watch.unfit,
             down=self.substrate.watch.down,
-            proof_of_death=self._is_dead,
+            proof_of_death=lifelock.prover(str(self.data.path)),
         )
 
     async def serve(self, middle: trio.Nursery) -> None:
@@ -124,28 +122,8 @@ class Leader:
             executor=substrate.executor,
         )
         top.start_soon(self.chunks.run)
-        mover = Mover(
-            substrate.router,
-            cluster=substrate.cluster,
-            executor=substrate.executor,
-            drives=lambda: [drive.id for drive in substrate.map.drives if drive.reason != "removed"],
-        )
-        self.healer = Healer(
-            self.server.writer,
-            self.read,
-            mover,
-            cluster_map=lambda: self.server.map,
-            usable=substrate.watch.usable,
-        )
-        top.start_soon(self.healer.run)
-        collecting = CollectLoop(
-            self.server.writer,
-            self.read,
-            substrate.router,
-            oldest_read_seq=self.server.sessions.oldest_read_seq,
-            allowed=lambda: not self.server.leases.unreclaimed,
-        )
-        top.start_soon(collecting.run)
+        self.upkeep = Upkeep(self, self._metalog, self._log_parts())
+        await self.upkeep.start(top)
         substrate.watch.listeners.append(self._drives_changed)
         top.start_soon(substrate.watch.run)
         if env is not None and not self.formed_now:
@@ -197,9 +175,18 @@ class Leader:
         )
 
     def _dumps(self) -> list[recovery.DumpSource]:
-        return []
+        """The root's dumps, read without any metadata: the root names their places."""
+        substrate = self.substrate
+        chunks = Chunks(
+            OfflineCatalog(self.root.map),
+            substrate.router,
+            cluster=substrate.cluster,
+            random=substrate.random,
+            executor=substrate.executor,
+        )
+        return dump.sources(chunks, self.root.dumps, substrate.executor)
 
-    async def _form(self, path: str, metalog: ClusterLog, credential: Credential) -> None:
+    async def _form(self, path: str, metalog: CountingLog, credential: Credential) -> None:
         for suffix in ("", "-wal", "-shm"):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path + suffix)  # of a first start that was interrupted
@@ -210,30 +197,18 @@ class Leader:
         finally:
             db.close()
 
-    def _is_dead(self, session: int) -> bool:
-        """A session's process holds a lock for life: whoever gets it has proof of its death. Blocking."""
-        try:
-            fd = os.open(self.data.run / "sessions" / f"{session:016x}", os.O_RDWR | os.O_CLOEXEC)
-        except OSError:
-            return True
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        finally:
-            os.close(fd)
-        return True
-
     # ---- drives ---------------------------------------------------------------------------------------------
 
     async def _drives_changed(self) -> None:
         """Some drive has come or gone: routes, groups, replicas of the open log segment, healing."""
-        down = self.substrate.watch.down()
         self.substrate.follow(self.server.map)
         await self.server.groups.refresh()
-        if down & set(self.log.chain[-1].drives):
-            await self.log.leave(down)
-        self.healer.changed()
+        self.upkeep.drives_changed()
+
+    def lost_drives(self) -> frozenset[bytes]:
+        """Drives that hold nothing that counts: down, or gone from the map."""
+        gone = {row.id for row in self.server.map.drives if row.reason in ("out", "removed")}
+        return self.substrate.watch.down() | gone
 
     async def change_map(self, execute: Callable[[Any], Any]) -> Any:
         """Change rows of the map; the root's copy follows at once."""
@@ -274,14 +249,6 @@ class Leader:
 
     async def status(self) -> dict[str, Any]:
         return await report.status(self)
-
-    async def fsck(self, drives: bool) -> list[Any]:
-        """Findings of the invariants' proof; with `drives` also of what lies on them."""
-        raise MetadataError("ENOSYS", "fsck is not here yet")
-
-    async def dump_now(self) -> dict[str, Any]:
-        """Write a dump; answers its seq and size."""
-        raise MetadataError("ENOSYS", "dumps are not here yet")
 
     # ---- the end --------------------------------------------------------------------------------------------
 

@@ -1,0 +1,208 @@
+"""What a leader does beside answering: heal, collect, compact, dump, take stock of the drives.
+
+Each is a loop of its own over the writer's transactions; all end before the metadata server does.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import trio
+
+from trivium.cluster import logheal
+from trivium.cluster.errors import ClusterError
+from trivium.cluster.log import LogParts
+from trivium.cluster.model import DumpEntry, Group, NewChunk, Placed, Root
+from trivium.cluster.mover import Mover
+from trivium.metadata import chunkrows, fsck, inventory, queue
+from trivium.metadata.collect_loop import CollectLoop
+from trivium.metadata.compact_loop import CompactLoop
+from trivium.metadata.dump import Dumper, DumpParts
+from trivium.metadata.heal import Healer
+from trivium.metadata.metalog import ClusterLog
+from trivium.metadata.records import Record
+from trivium.metadata.tx import Reader, Tx
+
+if TYPE_CHECKING:
+    from trivium.admin.processes.lead import Leader
+
+log = logging.getLogger(__name__)
+
+STOCK_PERIOD_S = 3600.0  # between inventories
+LOG_HEAL_PERIOD_S = 5.0
+
+
+class CountingLog(ClusterLog):
+    """The metadata log, counting what is appended in this life."""
+
+    appended_bytes = 0
+
+    async def append(self, record: Record) -> None:
+        await super().append(record)
+        self.appended_bytes += len(record.payload) + 128
+
+
+class RootDumps:
+    """The dumps that the root names."""
+
+    def __init__(self, leader: Leader) -> None:
+        self._leader = leader
+
+    def dumps(self) -> tuple[DumpEntry, ...]:
+        return self._leader.root.dumps
+
+    async def set_dumps(self, dumps: tuple[DumpEntry, ...]) -> None:
+        def edit(root: Root) -> Root:
+            return msgspec.structs.replace(root, dumps=dumps)
+
+        await self._leader.register.change(edit)
+
+
+class Upkeep:
+    def __init__(self, leader: Leader, metalog: CountingLog, log_parts: LogParts) -> None:
+        self._leader, self._log_parts = leader, log_parts
+        substrate = leader.substrate
+        mover = Mover(
+            substrate.router,
+            cluster=substrate.cluster,
+            executor=substrate.executor,
+            drives=lambda: [drive.id for drive in substrate.map.drives if drive.reason != "removed"],
+        )
+        self.healer = Healer(
+            leader.server.writer,
+            leader.read,
+            mover,
+            cluster_map=lambda: leader.server.map,
+            usable=substrate.watch.usable,
+        )
+        self.dumper = Dumper(
+            DumpParts(
+                str(leader.data.metadata / "trivium.db"),
+                metalog,
+                leader.chunks,
+                RootDumps(leader),
+                substrate.executor,
+                substrate.clock,
+                pool=lambda: max(leader.server.map.pools, key=lambda pool: pool.m).id,
+                group=self._group,
+                log_bytes=lambda: metalog.appended_bytes,
+                drop=self._drop,
+            )
+        )
+        self._collecting = CollectLoop(
+            leader.server.writer,
+            leader.read,
+            substrate.router,
+            oldest_read_seq=leader.server.sessions.oldest_read_seq,
+            allowed=lambda: not leader.server.leases.unreclaimed,
+        )
+        self._compacting = CompactLoop(
+            leader.read, self._commit, leader.chunks, pool=lambda: leader.server.map.pools[0].id
+        )
+        self._log_wake = trio.Event()
+
+    async def start(self, nursery: trio.Nursery) -> None:
+        for loop in (
+            self.healer.run,
+            self._collecting.run,
+            self._compacting.run,
+            self._heal_log,
+            self._dump,
+            self._stock,
+        ):
+            nursery.start_soon(loop)
+
+    def drives_changed(self, *, dump: bool = False) -> None:
+        """Drives have come or gone; `dump`: one is lost, so the dumps on it are written anew."""
+        self.healer.changed()
+        self._log_wake.set()
+        if dump:
+            self.dumper.asked.set()
+
+    async def fsck(self, drives: bool) -> list[dict[str, str]]:
+        """Findings of the metadata's invariants; with `drives` also of what lies on them."""
+        found = [finding._asdict() for finding in await self._leader.read(fsck.check)]
+        findings = [{"what": f["area"], "text": f["text"], "repair": f["repair"]} for f in found]
+        if drives:
+            stock = await self._survey()
+            findings += [
+                {"what": "drives", "text": f"shard {index} of chunk {chunk} is not on drive {self._name(drive)}",
+                 "repair": "rebuild it from the others"}
+                for chunk, index, drive in stock.empty
+            ]  # fmt: skip
+            await inventory.list_empty(self._leader.server.writer.do, stock)
+        return findings
+
+    async def dump_now(self) -> dict[str, Any]:
+        entry = await self.dumper.write()
+        return {"seq": entry.seq, "size": entry.size, "digest": entry.digest.hex()}
+
+    # ---- loops ------------------------------------------------------------------------------------------------
+
+    async def _dump(self) -> None:
+        while True:
+            try:
+                await self.dumper.load()
+                break
+            except ClusterError as error:
+                log.warning("the dumps that the root names cannot be read yet: %s", error)
+                await trio.sleep(30)
+        await self.dumper.run()
+
+    async def _heal_log(self) -> None:
+        """Give every log segment its replicas back after a drive was lost."""
+        while True:
+            await self._log_wake.wait()
+            self._log_wake = trio.Event()
+            try:
+                short = await logheal.heal(self._log_parts, self._leader.log, self._leader.lost_drives())
+            except ClusterError as error:
+                log.warning("the log is not healed yet: %s", error)
+                short = 1
+            if short:
+                await trio.sleep(LOG_HEAL_PERIOD_S)
+                if self._leader.substrate.watch.usable():
+                    self._log_wake.set()
+
+    async def _stock(self) -> None:
+        """Once an hour: orphans of crashed puts are collected, empty places are healed."""
+        while True:
+            await trio.sleep(STOCK_PERIOD_S)
+            found = await self._survey()
+            await inventory.list_empty(self._leader.server.writer.do, found)
+            count = await inventory.collect_orphans(self._leader.server.writer.do, found)
+            log.info("inventory: %d empty places, %d orphans", len(found.empty), count)
+
+    async def _survey(self) -> inventory.Survey:
+        usable = self._leader.substrate.watch.usable()
+        drives = [drive.id for drive in self._leader.server.map.drives if not drive.reason and drive.id in usable]
+        return await inventory.survey(self._leader.read, self._leader.substrate.router, drives, self.dumper.held())
+
+    # ---- parts ------------------------------------------------------------------------------------------------
+
+    async def _group(self, number: int) -> Group:
+        group: Group | None = await self._leader.read(partial(_group_row, number=number))
+        assert group is not None, "a put names a group that was offered"
+        return group
+
+    async def _drop(self, places: tuple[Placed, ...]) -> None:
+        def execute(tx: Tx) -> None:
+            for placed in places:
+                queue.add_places(tx, placed.chunk, placed.group.drives)
+
+        await self._leader.server.writer.do(execute)
+
+    async def _commit(self, execute: Callable[[Tx], Any], chunks: Sequence[NewChunk]) -> Any:
+        named = {new.chunk: new for new in chunks}
+        return await self._leader.server.writer.do(execute, session=self._leader.client.session, chunks=named)
+
+    def _name(self, drive: bytes) -> str:
+        return next((row.name for row in self._leader.server.map.drives if row.id == drive), drive.hex())
+
+
+def _group_row(reader: Reader, number: int) -> Group | None:
+    return chunkrows.group_of(reader, number)
