@@ -90,7 +90,7 @@ class MetadataClient:
         self._counters = Counters()
         self._recalls_seen: list[int] = []  # inodes, in the order of their recalls, while queries are in flight
         self._asking = 0
-        self._life: trio.CancelScope | None = None
+        self._nursery: trio.Nursery | None = None
         self._lock_fd = -1
         self._lock_path = ""
         self._readers: dict[object, int] = {}  # running reads -> seq at which they began
@@ -114,6 +114,7 @@ class MetadataClient:
                     task_status.started()
                     started = True
                 async with trio.open_nursery() as nursery:
+                    self._nursery = nursery
                     nursery.start_soon(self._heartbeats)
                     nursery.start_soon(self._watch_lapse)
                     nursery.start_soon(self._events)
@@ -122,6 +123,7 @@ class MetadataClient:
                 self._forget_session()
                 self._on_ended(self._why_ended)
         finally:
+            self._nursery = None
             with trio.move_on_after(1) as scope:
                 scope.shield = True
                 await self._goodbye()
@@ -156,6 +158,7 @@ class MetadataClient:
             self._lock_fd = -1
 
     def _forget_session(self) -> None:
+        self._nursery = None
         self._drop_life_lock()
         self._live = trio.Event()
         self._welcome = None
@@ -289,7 +292,7 @@ class MetadataClient:
             request = messages.Call(session, slot, self._numbers[slot], operations, tuple(chunks))
             answer = await self._request(request)
         except BaseException:
-            self._lose_slot(session, slot)
+            self._lose_slot(session, slot, self._numbers[slot])
             raise
         self._give_slot(session, slot)
         self._raise_if_failed(session, answer)
@@ -415,13 +418,16 @@ class MetadataClient:
             self._free_slots.append(slot)
             self._slot_waiters.unpark()
 
-    def _lose_slot(self, session: int, slot: int) -> None:
-        """The call was given up without an answer: it may still run, so the slot's number cannot be used again, and
-        the next number of the slot is refused while it runs. A fresh slot takes its place."""
-        if self._welcome is not None and self._welcome.session == session:
-            self._numbers.append(0)
-            self._free_slots.append(len(self._numbers) - 1)
-            self._slot_waiters.unpark()
+    def _lose_slot(self, session: int, slot: int, number: int) -> None:
+        """The call was given up without an answer. Its slot is free again once the number is known to be used up."""
+        if self._nursery is not None and self._welcome is not None and self._welcome.session == session:
+            self._nursery.start_soon(self._use_up, session, slot, number)
+
+    async def _use_up(self, session: int, slot: int, number: int) -> None:
+        """An empty call of the same number: answered by what the given-up one did, or, when that never arrived,
+        executed in its place, so that a late copy of it is refused."""
+        await self._request(messages.Call(session, slot, number, ()), wait_for_ever=True)
+        self._give_slot(session, slot)
 
     # ---- Catalog --------------------------------------------------------------------------------------------
 

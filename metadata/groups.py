@@ -129,7 +129,16 @@ class OpenGroups:
         return group
 
     def _stale(self) -> list[Group]:
-        return list(stale(self._groups.values(), self._map(), self._unfit()))
+        dead = list(stale(self._groups.values(), self._map(), self._unfit()))
+        return dead + [group for group in self._groups.values() if group not in dead and self._is_narrow(group)]
+
+    def _is_narrow(self, group: Group) -> bool:
+        """Opened when fewer drives were up than are now: a wider one takes its place."""
+        pool = next((pool for pool in self._map().pools if pool.id == group.pool), None)
+        if pool is None or group.profile.width == pool.k + pool.m:
+            return False
+        proposal = self._propose(pool, frozenset())
+        return proposal is not None and proposal.profile.width > group.profile.width
 
     async def _close(self, groups: list[Group]) -> None:
         if not groups:

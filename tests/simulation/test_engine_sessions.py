@@ -378,9 +378,10 @@ def test_a_goodbye_ends_at_once_and_drops_what_was_held() -> None:
 def test_a_call_given_up_does_not_block_its_slot() -> None:
     async def main() -> None:
         async with memory_metadata() as (_server, connect), memory_client(connect, slots=1) as client:
-            with trio.move_on_after(0) as scope:
-                await make(client, b"maybe")
-            assert scope.cancelled_caught
+            for i in range(200):
+                with trio.move_on_after(0) as scope:
+                    await make(client, b"maybe%d" % i)
+                assert scope.cancelled_caught
             await make(client, b"after")
             with pytest.raises(MetadataError):
                 await make(client, b"after")
