@@ -25,7 +25,7 @@ from trivium.metadata.messages import Hold, MetadataError
 log = logging.getLogger(__name__)
 
 KERNEL_S = 4.0
-NAMES_S = 0.2
+NAMES_S = 0.05
 AGAIN_S = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5)
 
 
