@@ -85,6 +85,8 @@ class Pool:
         self.mountpoint, self.socket, self.device = work / "mnt", work / "nbd.sock", work / "device"
         self.mountpoint.mkdir()
         self.s3 = "127.0.0.1:0"
+        for name in [name for name in os.environ if name.startswith(("AWS_", "RCLONE_", "TRIVIUM_ROOT_"))]:
+            del os.environ[name]  # the caller's own settings are for other endpoints
         os.environ["TRIVIUM_CONNECT"] = str(self.data)
 
     def up(self) -> None:
@@ -165,6 +167,12 @@ class Pool:
                 os.kill(pid, signal.SIGKILL)
 
 
+def wipe(drive: Path) -> None:
+    """Remove a drive's directory while it is written to."""
+    while drive.exists():
+        shutil.rmtree(drive, ignore_errors=True)
+
+
 def alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
@@ -221,7 +229,7 @@ def job(work: Path) -> None:
         same(tree / "usr", mounted / "usr", "the volume after it was attached again")
 
     for name in ("d1", "d4"):
-        shutil.rmtree(pool.data / "drives" / name)
+        wipe(pool.data / "drives" / name)
     say("wiped drives d1 and d4")
     same(tree / "usr", pool.mountpoint / "tree" / "usr", "mount with two drives gone")
     rclone("check", "--download", tree, "t:tree", "--exclude", "notes.txt")

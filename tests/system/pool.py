@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,12 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def wipe(drive: Path) -> None:
+    """Remove a drive's directory while it is written to."""
+    while drive.exists():
+        shutil.rmtree(drive, ignore_errors=True)
 
 
 def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = 60) -> None:

@@ -10,7 +10,7 @@ import stat
 import time
 from pathlib import Path
 
-from tests.system.pool import TRIVIUM, SystemPool
+from tests.system.pool import TRIVIUM, SystemPool, wipe
 
 
 def test_everything_acknowledged_is_there_after_kill_and_the_pool_is_quickly_ready(pool: SystemPool) -> None:
@@ -140,7 +140,7 @@ def test_two_drives_wiped_while_it_runs_and_replaced(pool: SystemPool) -> None:
     for key, body in bodies.items():
         s3.put_object(Bucket="b", Key=key, Body=body)
     for name in ("d0", "d5"):
-        shutil.rmtree(pool.data / "drives" / name)
+        wipe(pool.data / "drives" / name)
     bodies["late"] = os.urandom(9_000_000)
     s3.put_object(Bucket="b", Key="late", Body=bodies["late"])
     for key, body in bodies.items():
