@@ -88,7 +88,7 @@ def header_tags(headers: Mapping[str, str]) -> dict[str, str]:
     if not text:
         return {}
     try:
-        pairs = parse_qsl(text, keep_blank_values=True, strict_parsing=True, max_num_fields=1000)
+        pairs = parse_qsl(text, keep_blank_values=True, max_num_fields=1000)
     except ValueError:
         raise S3Error(
             "InvalidArgument",

@@ -9,10 +9,12 @@ from trivium.s3.ingest import payload_of
 from trivium.s3.xml import Malformed, Node, parse
 
 
-async def read_document(service: Service, request: S3Request, limit: int | None = None) -> bytes:
+async def read_document(
+    service: Service, request: S3Request, limit: int | None = None, *, of_object: bool = False
+) -> bytes:
     """A small body: checked against its digests. S3Error."""
     limit = limit or service.limits.document_bytes
-    payload, wanted = payload_of(request, 1 << 62)
+    payload, wanted = payload_of(request, 1 << 62, of_object=of_object)
     if payload.length is not None and payload.length > limit:
         raise S3Error("MaxMessageLengthExceeded", MaxMessageLengthBytes=str(limit))
     data = bytearray()
@@ -27,8 +29,8 @@ async def read_document(service: Service, request: S3Request, limit: int | None 
     return bytes(data)
 
 
-async def read_xml(service: Service, request: S3Request, root: str) -> Node:
-    document = await read_document(service, request)
+async def read_xml(service: Service, request: S3Request, root: str, *, of_object: bool = False) -> Node:
+    document = await read_document(service, request, of_object=of_object)
     if not document:
         raise S3Error("MissingRequestBodyError")
     try:

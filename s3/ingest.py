@@ -18,6 +18,7 @@ import trio
 from trivium.cluster.pieces import PieceData, Stored
 from trivium.metadata.messages import CHUNK_REFUSED, INLINE_MAX, Body, Extent, MetadataError, Operation
 from trivium.s3 import chunked, sigv4
+from trivium.s3.checksums import HEADERS as checksum_headers
 from trivium.s3.checksums import BodyHash, Expected, expected
 from trivium.s3.context import S3Request, Service
 from trivium.s3.errors import S3Error
@@ -75,9 +76,11 @@ class Payload:
             raise S3Error("IncompleteBody", "The body is longer than announced.")
 
 
-def payload_of(request: S3Request, limit: int) -> tuple[Payload, Expected]:
-    """How this request's body is to be read and checked. S3Error."""
+def payload_of(request: S3Request, limit: int, *, of_object: bool = False) -> tuple[Payload, Expected]:
+    """How this request's body is to be read and checked; `of_object`: its checksums are not the body's. S3Error."""
     headers = request.headers
+    if of_object:
+        headers = {name: value for name, value in headers.items() if name not in checksum_headers}
     kind = headers.get("x-amz-content-sha256", sigv4.UNSIGNED)
     if request.claim is not None:
         kind = request.claim.payload

@@ -137,7 +137,7 @@ def from_token(token: str) -> bytes:
 async def list_objects_v2(service: Service, request: S3Request) -> Response:
     encode, encoding = _encoding(request)
     limit = request.number("max-keys", 1000, 0, 1000)
-    token = request.query.get("continuation-token")
+    token = request.query.get("continuation-token") or None
     start_after = _text(request, "start-after")
     after = start_after if token is None else from_token(token)
     page = await _page(service, request, after, limit)

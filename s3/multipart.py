@@ -19,6 +19,7 @@ from trivium.metadata.messages import (
     GetUpload,
     HeadObject,
     ListParts,
+    MetadataError,
     ObjectInfo,
     ObjectMeta,
     PartInfo,
@@ -179,7 +180,9 @@ def _copy_range(request: S3Request, size: int) -> tuple[int, int]:
             ArgumentValue=text[:64],
         )
     begin, end = int(first), int(last) + 1
-    if begin >= end or end > size:
+    if begin < end and end > size:
+        raise S3Error("InvalidRange", ActualObjectSize=str(size), RangeRequested=text[:64])
+    if begin >= end:
         raise S3Error(
             "InvalidArgument",
             f"Range specified is not valid for source object of size: {size}",
@@ -257,7 +260,8 @@ def _check_whole(headers: dict[str, str], meta: ObjectMeta, checksum: str) -> No
 async def complete_upload(service: Service, request: S3Request) -> Response:
     upload_id = request.query.get("uploadId", "")
     headers = request.headers
-    document = await read_xml(service, request, "CompleteMultipartUpload")
+    # the checksum headers of this request speak of the object, not of the document
+    document = await read_xml(service, request, "CompleteMultipartUpload", of_object=True)
     named = _named_parts(document)
     guards = conditions.of_write(headers)
     size_text = headers.get("x-amz-mp-object-size", "")
@@ -294,7 +298,12 @@ async def _checksum_of(
     service: Service, request: S3Request, upload_id: str, named: list[tuple[int, str, str]]
 ) -> tuple[ObjectMeta, str]:
     """(the upload's description, the whole's checksum). A retry of a completed upload has none left to compute."""
-    upload: UploadInfo = await service.metadata.ask(GetUpload(request.bucket, request.key, upload_id))
+    try:
+        upload: UploadInfo = await service.metadata.ask(GetUpload(request.bucket, request.key, upload_id))
+    except MetadataError as error:
+        if error.code != "NoSuchUpload":
+            raise
+        return ObjectMeta(), ""  # perhaps a retry: the metadata server remembers what it answered
     if not upload.meta.checksum_algorithm:
         return upload.meta, ""
     there = await _all_parts(service, request, upload_id)

@@ -19,6 +19,7 @@ from botocore.exceptions import ClientError
 
 from tests.fakes.s3server import ALICE, BOB, ROOT, TENANT, Running, running
 from trivium.metadata.messages import Credential
+from trivium.s3 import checksums
 
 MIB = 1 << 20
 
@@ -218,6 +219,19 @@ def test_a_multipart_upload(s3: Any, bucket: str) -> None:
     assert "Uploads" not in s3.list_multipart_uploads(Bucket=bucket)
 
 
+def _whole_checksum(algorithm: str, kind: str, parts: list[bytes]) -> str:
+    """By hashing the data itself."""
+
+    def of(data: bytes) -> bytes:
+        hashed = checksums.hasher(algorithm)
+        hashed.update(data)
+        return hashed.digest()
+
+    if kind == "FULL_OBJECT":
+        return base64.b64encode(of(b"".join(parts))).decode()
+    return base64.b64encode(of(b"".join(map(of, parts)))).decode() + f"-{len(parts)}"
+
+
 @pytest.mark.parametrize(
     ("algorithm", "kind"),
     [("CRC32", "COMPOSITE"), ("CRC32C", "FULL_OBJECT"), ("CRC64NVME", "FULL_OBJECT"), ("SHA256", "COMPOSITE")],
@@ -234,8 +248,20 @@ def test_the_checksum_of_a_multipart_object(s3: Any, bucket: str, algorithm: str
         )
         name = f"Checksum{algorithm}"
         tags.append({"PartNumber": number, "ETag": done["ETag"], name: done[name]})
-    answer = s3.complete_multipart_upload(Bucket=bucket, Key="m", UploadId=upload, MultipartUpload={"Parts": tags})
-    assert answer["ChecksumType"] == kind
+    told = _whole_checksum(algorithm, kind, parts)
+    with pytest.raises(ClientError) as caught:
+        s3.complete_multipart_upload(
+            Bucket=bucket,
+            Key="m",
+            UploadId=upload,
+            MultipartUpload={"Parts": tags},
+            **{f"Checksum{algorithm}": _whole_checksum(algorithm, kind, parts[:1])},
+        )
+    assert code(caught) == ("BadDigest", 400)
+    answer = s3.complete_multipart_upload(
+        Bucket=bucket, Key="m", UploadId=upload, MultipartUpload={"Parts": tags}, **{f"Checksum{algorithm}": told}
+    )
+    assert answer["ChecksumType"] == kind and answer[f"Checksum{algorithm}"] == told
     if kind == "COMPOSITE":
         assert answer[f"Checksum{algorithm}"].endswith("-2")
     got = s3.get_object(Bucket=bucket, Key="m", ChecksumMode="ENABLED")
