@@ -26,7 +26,7 @@ async def get_object_attributes(service: Service, request: S3Request) -> Respons
     if "Checksum" in wanted and meta.checksum:
         name = meta.checksum_algorithm
         parts.append(
-            f"<Checksum><Checksum{name}>{escape(meta.checksum.partition('-')[0])}</Checksum{name}>"
+            f"<Checksum><Checksum{name}>{escape(meta.checksum)}</Checksum{name}>"
             f"<ChecksumType>{meta.checksum_type}</ChecksumType></Checksum>"
         )
     if "ObjectParts" in wanted and info.parts:

@@ -32,7 +32,7 @@ async def read_document(
 async def read_xml(service: Service, request: S3Request, root: str, *, of_object: bool = False) -> Node:
     document = await read_document(service, request, of_object=of_object)
     if not document:
-        raise S3Error("MissingRequestBodyError")
+        raise S3Error("MalformedXML" if of_object else "MissingRequestBodyError")
     try:
         return parse(document, root, service.limits.document_bytes)
     except Malformed as error:

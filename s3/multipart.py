@@ -288,9 +288,10 @@ async def complete_upload(service: Service, request: S3Request) -> Response:
         element("Key", key),
         f"<ETag>&quot;{escape(info.etag)}&quot;</ETag>",
     ]
-    if checksum:
-        parts.append(element(f"Checksum{meta.checksum_algorithm}", checksum))
-        parts.append(element("ChecksumType", meta.checksum_type))
+    done = info.meta if info.meta.checksum else meta  # of a retry only the first answer knows it
+    if checksum or done.checksum:
+        parts.append(element(f"Checksum{done.checksum_algorithm}", checksum or done.checksum))
+        parts.append(element("ChecksumType", done.checksum_type))
     return xml_answer("CompleteMultipartUploadResult", parts)
 
 

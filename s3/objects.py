@@ -125,6 +125,10 @@ def select(request: S3Request, info: ObjectInfo) -> Opened:
     describe.apply_overrides(headers, request.query, request.identity.anonymous)
     if part_text is not None and info.parts:
         headers["x-amz-mp-parts-count"] = str(len(info.parts))
+        part = info.parts[int(part_text) - 1]
+        if wants_checksum and part.checksum:
+            headers[f"x-amz-checksum-{info.meta.checksum_algorithm.lower()}"] = part.checksum
+            headers["x-amz-checksum-type"] = info.meta.checksum_type
     if chosen is None:
         return Opened(info, 0, info.size, 200, headers)
     begin, end = chosen

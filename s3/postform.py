@@ -89,7 +89,11 @@ def check_policy(text: str, fields: dict[str, str], bucket: str, now_s: float) -
             raise S3Error(
                 "AccessDenied", f'Invalid according to Policy: Policy Condition failed: ["{kind}", "${name}"]'
             )
-    extra = [name for name in fields if name not in named and name not in FREE and not name.startswith("x-ignore-")]
+    extra = [
+        name
+        for name in fields
+        if name not in named and name not in FREE and not name.startswith(("x-ignore-", "x-amz-checksum-"))
+    ]
     if extra:
         raise S3Error("AccessDenied", f"Invalid according to Policy: Extra input fields: {', '.join(extra)[:200]}")
     return low, high
