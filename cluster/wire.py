@@ -86,17 +86,17 @@ class PutShard(msgspec.Struct, frozen=True, array_like=True):
     reserve_class: int = 0  # 0 client put (85 %), 1 volume log / cleaning (92 %), 2 healing (95 %), 3 metadata
 
 
-class PutShards(Message, tag="put"):
+class PutShards(Message, tag="put", frozen=True):
     """Payload: the complete shard files, one after another. Answers Outcomes in the same order."""
 
     puts: tuple[PutShard, ...]
 
 
-class Outcomes(Message, tag="outcomes"):
+class Outcomes(Message, tag="outcomes", frozen=True):
     outcomes: tuple[Outcome, ...]
 
 
-class ReadShard(Message, tag="read"):
+class ReadShard(Message, tag="read", frozen=True):
     """Read whole blocks of a shard. Answer ShardData; payload: header bytes (if asked), then the blocks' bytes.
 
     `blocks` = -1 reads to the end. The node checks nothing that the reader will check anyway.
@@ -110,11 +110,11 @@ class ReadShard(Message, tag="read"):
     with_header: bool = True
 
 
-class ShardData(Message, tag="shard"):
+class ShardData(Message, tag="shard", frozen=True):
     header_length: int  # 0 when it was not asked for
 
 
-class OpenShard(Message, tag="open"):
+class OpenShard(Message, tag="open", frozen=True):
     """Same host only: the answer carries an open descriptor of the shard file (SCM_RIGHTS), no payload."""
 
     drive: bytes
@@ -129,13 +129,13 @@ class DeleteShard(msgspec.Struct, frozen=True, array_like=True):
     seq: int  # of the queue row; refused for a shard planned later
 
 
-class DeleteShards(Message, tag="delete"):
+class DeleteShards(Message, tag="delete", frozen=True):
     """Idempotent: a shard that is not there is a success. Answers Outcomes."""
 
     deletes: tuple[DeleteShard, ...]
 
 
-class Inventory(Message, tag="inventory"):
+class Inventory(Message, tag="inventory", frozen=True):
     """The next `limit` shards of a drive in (session, counter, index) order after `after`."""
 
     drive: bytes
@@ -150,12 +150,12 @@ class InventoryEntry(msgspec.Struct, frozen=True, array_like=True):
     plan_seq: int = 0
 
 
-class InventoryPage(Message, tag="inventory_page"):
+class InventoryPage(Message, tag="inventory_page", frozen=True):
     entries: tuple[InventoryEntry, ...]
     more: bool
 
 
-class VerifyShard(Message, tag="verify"):
+class VerifyShard(Message, tag="verify", frozen=True):
     """Scrub: read one shard whole and check every CRC. Answers Outcomes of one (NotFound, Corrupt or OK)."""
 
     drive: bytes
@@ -164,7 +164,7 @@ class VerifyShard(Message, tag="verify"):
     nonce: bytes = b""  # when given, a shard of another nonce is Corrupt
 
 
-class Quarantine(Message, tag="quarantine"):
+class Quarantine(Message, tag="quarantine", frozen=True):
     """Move a corrupt shard aside (never deleted). Answers Outcomes of one."""
 
     drive: bytes
@@ -187,7 +187,7 @@ class LogHead(msgspec.Struct, frozen=True, array_like=True):
     previous_hash: bytes  # 16: hash of record first_seq - 1
 
 
-class CreateLog(Message, tag="log_create"):
+class CreateLog(Message, tag="log_create", frozen=True):
     """Create the empty, preallocated file, durable, before any chain names it. Idempotent for an equal head."""
 
     drive: bytes
@@ -203,20 +203,20 @@ class AppendLog(msgspec.Struct, frozen=True, array_like=True):
     length: int
 
 
-class AppendLogs(Message, tag="log_append"):
+class AppendLogs(Message, tag="log_append", frozen=True):
     """Payload: the encoded records of each append, one after another. Answers Outcomes when all are durable."""
 
     appends: tuple[AppendLog, ...]
 
 
-class SealLog(Message, tag="log_seal"):
+class SealLog(Message, tag="log_seal", frozen=True):
     """Durably refuse appends from now on; cut a torn tail. Sealing twice gives the same answer."""
 
     drive: bytes
     segment: bytes
 
 
-class LogState(Message, tag="log_state"):
+class LogState(Message, tag="log_state", frozen=True):
     head: LogHead
     last_seq: int  # first_seq - 1 when it is empty
     last_hash: bytes
@@ -224,14 +224,14 @@ class LogState(Message, tag="log_state"):
     size: int
 
 
-class StatLog(Message, tag="log_stat"):
+class StatLog(Message, tag="log_stat", frozen=True):
     """What is there, after file and folder are synced. Answers LogState."""
 
     drive: bytes
     segment: bytes
 
 
-class ReadLog(Message, tag="log_read"):
+class ReadLog(Message, tag="log_read", frozen=True):
     """Records from `from_seq` on, at most `max_bytes`. Answer LogState; payload: encoded records."""
 
     drive: bytes
@@ -240,40 +240,40 @@ class ReadLog(Message, tag="log_read"):
     max_bytes: int = 8 << 20
 
 
-class RemoveLog(Message, tag="log_remove"):
+class RemoveLog(Message, tag="log_remove", frozen=True):
     """Remove a segment file that no chain names any more. Idempotent. Answers Outcomes of one."""
 
     drive: bytes
     segment: bytes
 
 
-class ListLogs(Message, tag="log_list"):
+class ListLogs(Message, tag="log_list", frozen=True):
     drive: bytes
 
 
-class LogList(Message, tag="log_listing"):
+class LogList(Message, tag="log_listing", frozen=True):
     heads: tuple[LogHead, ...]
 
 
 # ---- root ---------------------------------------------------------------------------------------------------
 
 
-class ReadRoot(Message, tag="root_read"):
+class ReadRoot(Message, tag="root_read", frozen=True):
     drive: bytes
 
 
-class RootCopy(Message, tag="root_copy"):
+class RootCopy(Message, tag="root_copy", frozen=True):
     slot: RootSlot
 
 
-class PromiseRoot(Message, tag="root_promise"):
+class PromiseRoot(Message, tag="root_promise", frozen=True):
     """Promise not to accept lower ballots. Answers RootCopy; Fenced when a higher one was promised."""
 
     drive: bytes
     ballot: Ballot
 
 
-class AcceptRoot(Message, tag="root_accept"):
+class AcceptRoot(Message, tag="root_accept", frozen=True):
     """Store slot.root under slot.accepted, unless a higher ballot was promised (Fenced). Answers RootCopy.
 
     With `hint` the copy is stored on a drive that does not vote: version must grow, ballots are not compared.
@@ -300,23 +300,23 @@ class DriveReport(msgspec.Struct, frozen=True, array_like=True):
     read_errors: int = 0
 
 
-class Ping(Message, tag="ping"):
+class Ping(Message, tag="ping", frozen=True):
     """Heartbeat. The node checks that each drive is still the one that it opened. Answers NodeReport."""
 
 
-class NodeReport(Message, tag="node_report"):
+class NodeReport(Message, tag="node_report", frozen=True):
     node: bytes
     drives: tuple[DriveReport, ...]
 
 
-class FormatDrive(Message, tag="format"):
+class FormatDrive(Message, tag="format", frozen=True):
     """Make a new drive in an empty directory (never elsewhere) and open it. Answers RootCopy (empty slot)."""
 
     path: str
     drive: bytes
 
 
-class CloseDrive(Message, tag="close"):
+class CloseDrive(Message, tag="close", frozen=True):
     """Forget a drive that was removed or replaced; its lock is released. Idempotent. Answers Outcomes of one."""
 
     drive: bytes

@@ -43,7 +43,7 @@ class Value(msgspec.Struct, frozen=True, array_like=True):
 # ---- values -------------------------------------------------------------------------------------------------
 
 
-class Attr(Value):
+class Attr(Value, frozen=True):
     ino: int
     mode: int  # type and permission bits
     nlink: int
@@ -61,7 +61,7 @@ class Attr(Value):
     lease: int = 0  # granted with this answer: 0 none, 1 read (may cache), 2 exclusive (may write back)
 
 
-class Entry(Value):
+class Entry(Value, frozen=True):
     """A name's answer. `ino` 0 with attr None: the name does not exist (a negative answer, cacheable if lease)."""
 
     attr: Attr | None
@@ -69,19 +69,19 @@ class Entry(Value):
     lease: int = 0  # lease on the directory that the name is in
 
 
-class DirEntry(Value):
+class DirEntry(Value, frozen=True):
     id: int  # a cookie that means this entry for ever
     name: bytes
     attr: Attr
 
 
-class DirPage(Value):
+class DirPage(Value, frozen=True):
     entries: tuple[DirEntry, ...]
     more: bool
     lease: int = 0
 
 
-class Extent(Value):
+class Extent(Value, frozen=True):
     """`length` bytes at `offset` of the file: `data` (inline), else `ref`, else a hole that was zeroed."""
 
     offset: int
@@ -90,7 +90,7 @@ class Extent(Value):
     data: bytes | None = None
 
 
-class Layout(Value):
+class Layout(Value, frozen=True):
     """The extents of a range from one snapshot; gaps are zeros. `upto` is where the page ends."""
 
     version: int
@@ -101,7 +101,7 @@ class Layout(Value):
     content: int = 0
 
 
-class ObjectMeta(Value):
+class ObjectMeta(Value, frozen=True):
     """What S3 keeps beside an object's bytes."""
 
     content_type: str = ""
@@ -115,7 +115,7 @@ class ObjectMeta(Value):
     website_redirect: str = ""
 
 
-class PartInfo(Value):
+class PartInfo(Value, frozen=True):
     number: int
     size: int
     etag: str  # without quotes
@@ -123,7 +123,7 @@ class PartInfo(Value):
     checksum: str = ""
 
 
-class ObjectInfo(Value):
+class ObjectInfo(Value, frozen=True):
     """A key's answer. Open it for reading with (ino, version); POSIX files are objects too."""
 
     key: bytes
@@ -138,7 +138,7 @@ class ObjectInfo(Value):
     layout: Layout | None = None  # the first page, when it was asked for
 
 
-class Conditions(Value):
+class Conditions(Value, frozen=True):
     """Tested in the same transaction as the change. Etags without quotes; "*" = any."""
 
     if_match: str = ""
@@ -149,7 +149,7 @@ class Conditions(Value):
     if_mtime: int = 0
 
 
-class BucketInfo(Value):
+class BucketInfo(Value, frozen=True):
     name: bytes
     ino: int
     created: int
@@ -157,7 +157,7 @@ class BucketInfo(Value):
     config: dict[str, bytes] = {}  # policy, cors, tagging, … : as stored by SetBucketConfig
 
 
-class Credential(Value):
+class Credential(Value, frozen=True):
     access_key: str
     secret_key: str
     user: str
@@ -165,7 +165,7 @@ class Credential(Value):
     root: bool = False
 
 
-class UploadInfo(Value):
+class UploadInfo(Value, frozen=True):
     id: str
     key: bytes
     created: int
@@ -173,7 +173,7 @@ class UploadInfo(Value):
     owner: str = ""
 
 
-class VolumeInfo(Value):
+class VolumeInfo(Value, frozen=True):
     id: int
     name: str
     size: int
@@ -184,7 +184,7 @@ class VolumeInfo(Value):
     read_only: bool = False
 
 
-class VolumeChunk(Value):
+class VolumeChunk(Value, frozen=True):
     chunk: NewChunk
     covers_upto: int  # write number
     first_write: int
@@ -192,7 +192,7 @@ class VolumeChunk(Value):
     placed: Placed | None = None
 
 
-class VolumeState(Value):
+class VolumeState(Value, frozen=True):
     """All that a writer (or reader) needs to recover: checkpoint, chunks since, the log's chain."""
 
     info: VolumeInfo
@@ -207,7 +207,7 @@ class VolumeState(Value):
 # ---- operations: files --------------------------------------------------------------------------------------
 
 
-class Create(Message, tag="create"):
+class Create(Message, tag="create", frozen=True):
     """Make a file, directory, link or special file (by mode's type). Answers Entry.
 
     EEXIST when the name is there; unless `exclusive` is false and both are regular files: then Entry of the old one.
@@ -225,7 +225,7 @@ class Create(Message, tag="create"):
     at: int = 0  # time; 0 = the server's
 
 
-class Write(Message, tag="write"):
+class Write(Message, tag="write", frozen=True):
     """Replace ranges of a file's contents. Answers Attr. `size` is a new lower bound of the file's size.
 
     `ino` 0 means: the inode that the Create before it in the same list made or found.
@@ -238,7 +238,7 @@ class Write(Message, tag="write"):
     clear_suid: bool = False
 
 
-class Append(Message, tag="append"):
+class Append(Message, tag="append", frozen=True):
     """O_APPEND: the extents' offsets count from the end of the file as the server has it. Answers Attr."""
 
     ino: int
@@ -246,7 +246,7 @@ class Append(Message, tag="append"):
     at: int = 0
 
 
-class Truncate(Message, tag="truncate"):
+class Truncate(Message, tag="truncate", frozen=True):
     """Answers Attr. Growing makes a hole."""
 
     ino: int
@@ -255,7 +255,7 @@ class Truncate(Message, tag="truncate"):
     clear_suid: bool = False
 
 
-class Zero(Message, tag="zero"):
+class Zero(Message, tag="zero", frozen=True):
     """Punch a hole. Answers Attr."""
 
     ino: int
@@ -263,7 +263,7 @@ class Zero(Message, tag="zero"):
     length: int
 
 
-class CloneRange(Message, tag="clone_range"):
+class CloneRange(Message, tag="clone_range", frozen=True):
     """Share extents of another file without moving data. Answers Attr of the target."""
 
     source: int
@@ -273,7 +273,7 @@ class CloneRange(Message, tag="clone_range"):
     length: int
 
 
-class SetAttr(Message, tag="setattr"):
+class SetAttr(Message, tag="setattr", frozen=True):
     """Only what is not None changes. Answers Attr."""
 
     ino: int
@@ -285,7 +285,7 @@ class SetAttr(Message, tag="setattr"):
     at: int = 0  # ctime
 
 
-class Link(Message, tag="link"):
+class Link(Message, tag="link", frozen=True):
     """Answers Entry. EMLINK, EPERM for directories."""
 
     ino: int
@@ -293,7 +293,7 @@ class Link(Message, tag="link"):
     name: bytes
 
 
-class Unlink(Message, tag="unlink"):
+class Unlink(Message, tag="unlink", frozen=True):
     """Answers Attr (nlink counted down). With `hold` the session goes on holding the contents (open handles)."""
 
     parent: int
@@ -301,14 +301,14 @@ class Unlink(Message, tag="unlink"):
     hold: bool = False
 
 
-class Rmdir(Message, tag="rmdir"):
+class Rmdir(Message, tag="rmdir", frozen=True):
     """Answers None. ENOTEMPTY when there is a row of any kind."""
 
     parent: int
     name: bytes
 
 
-class Rename(Message, tag="rename"):
+class Rename(Message, tag="rename", frozen=True):
     """Answers None. flags: 0, 1 = RENAME_NOREPLACE, 2 = RENAME_EXCHANGE. `hold`: the replaced inode is open here."""
 
     parent: int
@@ -319,7 +319,7 @@ class Rename(Message, tag="rename"):
     hold: bool = False
 
 
-class SetXattr(Message, tag="setxattr"):
+class SetXattr(Message, tag="setxattr", frozen=True):
     """flags: 0, 1 = XATTR_CREATE (EEXIST), 2 = XATTR_REPLACE (ENODATA). Answers None."""
 
     ino: int
@@ -328,18 +328,18 @@ class SetXattr(Message, tag="setxattr"):
     flags: int = 0
 
 
-class RemoveXattr(Message, tag="removexattr"):
+class RemoveXattr(Message, tag="removexattr", frozen=True):
     ino: int
     name: bytes
 
 
-class Hold(Message, tag="hold"):
+class Hold(Message, tag="hold", frozen=True):
     """Keep these inodes' contents for this session though their last name may go. Answers None."""
 
     inos: tuple[int, ...]
 
 
-class Release(Message, tag="release"):
+class Release(Message, tag="release", frozen=True):
     """No open handle is left here; unlinked inodes are dropped. Answers None."""
 
     inos: tuple[int, ...]
@@ -348,7 +348,7 @@ class Release(Message, tag="release"):
 # ---- operations: objects ------------------------------------------------------------------------------------
 
 
-class Body(Value):
+class Body(Value, frozen=True):
     """An object's or part's bytes: inline (at most INLINE_MAX), or extents from offset 0 on."""
 
     size: int
@@ -356,7 +356,7 @@ class Body(Value):
     extents: tuple[Extent, ...] = ()
 
 
-class CreateBucket(Message, tag="create_bucket"):
+class CreateBucket(Message, tag="create_bucket", frozen=True):
     """Answers BucketInfo. BucketAlreadyOwnedByYou, BucketAlreadyExists."""
 
     name: bytes
@@ -364,13 +364,13 @@ class CreateBucket(Message, tag="create_bucket"):
     config: dict[str, bytes] = {}
 
 
-class DeleteBucket(Message, tag="delete_bucket"):
+class DeleteBucket(Message, tag="delete_bucket", frozen=True):
     """BucketNotEmpty names links, special files and names that no key can be, when they are what is left."""
 
     name: bytes
 
 
-class SetBucketConfig(Message, tag="bucket_config"):
+class SetBucketConfig(Message, tag="bucket_config", frozen=True):
     """Store or (None) remove one configuration document of a bucket."""
 
     name: bytes
@@ -378,7 +378,7 @@ class SetBucketConfig(Message, tag="bucket_config"):
     value: bytes | None
 
 
-class PutObject(Message, tag="put_object"):
+class PutObject(Message, tag="put_object", frozen=True):
     """Always a new inode. Answers ObjectInfo. PreconditionFailed, NoSuchBucket."""
 
     bucket: bytes
@@ -390,7 +390,7 @@ class PutObject(Message, tag="put_object"):
     owner: str = ""
 
 
-class DeleteObject(Message, tag="delete_object"):
+class DeleteObject(Message, tag="delete_object", frozen=True):
     """Answers bool: whether there was one. A missing key is a success unless conditions say otherwise."""
 
     bucket: bytes
@@ -398,7 +398,7 @@ class DeleteObject(Message, tag="delete_object"):
     conditions: Conditions = Conditions()
 
 
-class CopyObject(Message, tag="copy_object"):
+class CopyObject(Message, tag="copy_object", frozen=True):
     """Moves no data. `meta` None copies the source's. Answers ObjectInfo."""
 
     source_bucket: bytes
@@ -411,7 +411,7 @@ class CopyObject(Message, tag="copy_object"):
     owner: str = ""
 
 
-class SetObjectMeta(Message, tag="object_meta"):
+class SetObjectMeta(Message, tag="object_meta", frozen=True):
     """Replace an object's tags. Answers ObjectInfo."""
 
     bucket: bytes
@@ -419,7 +419,7 @@ class SetObjectMeta(Message, tag="object_meta"):
     tags: dict[str, str]
 
 
-class CreateUpload(Message, tag="create_upload"):
+class CreateUpload(Message, tag="create_upload", frozen=True):
     """Answers UploadInfo."""
 
     bucket: bytes
@@ -428,7 +428,7 @@ class CreateUpload(Message, tag="create_upload"):
     owner: str = ""
 
 
-class PutPart(Message, tag="put_part"):
+class PutPart(Message, tag="put_part", frozen=True):
     """Replaces an earlier part of the number. Answers PartInfo. NoSuchUpload."""
 
     bucket: bytes
@@ -440,7 +440,7 @@ class PutPart(Message, tag="put_part"):
     checksum: str = ""
 
 
-class CopyPart(Message, tag="copy_part"):
+class CopyPart(Message, tag="copy_part", frozen=True):
     """A part from a range of an object (length -1: all of it). Answers PartInfo."""
 
     bucket: bytes
@@ -456,7 +456,7 @@ class CopyPart(Message, tag="copy_part"):
     checksum: str = ""
 
 
-class CompleteUpload(Message, tag="complete_upload"):
+class CompleteUpload(Message, tag="complete_upload", frozen=True):
     """Answers ObjectInfo. InvalidPart, InvalidPartOrder, EntityTooSmall, NoSuchUpload. Idempotent for a while."""
 
     bucket: bytes
@@ -469,13 +469,13 @@ class CompleteUpload(Message, tag="complete_upload"):
     object_size: int = -1
 
 
-class AbortUpload(Message, tag="abort_upload"):
+class AbortUpload(Message, tag="abort_upload", frozen=True):
     bucket: bytes
     key: bytes
     upload: str
 
 
-class SetCredential(Message, tag="set_credential"):
+class SetCredential(Message, tag="set_credential", frozen=True):
     """Add or replace a credential (secret_key "" removes it)."""
 
     credential: Credential
@@ -484,14 +484,14 @@ class SetCredential(Message, tag="set_credential"):
 # ---- operations: volumes ------------------------------------------------------------------------------------
 
 
-class CreateVolume(Message, tag="create_volume"):
+class CreateVolume(Message, tag="create_volume", frozen=True):
     """Answers VolumeInfo. EEXIST; EINVAL unless size is a positive multiple of 4,096."""
 
     name: str
     size: int
 
 
-class ResizeVolume(Message, tag="resize_volume"):
+class ResizeVolume(Message, tag="resize_volume", frozen=True):
     """Answers VolumeInfo. Shrinking needs `shrink`."""
 
     name: str
@@ -499,13 +499,13 @@ class ResizeVolume(Message, tag="resize_volume"):
     shrink: bool = False
 
 
-class RemoveVolume(Message, tag="remove_volume"):
+class RemoveVolume(Message, tag="remove_volume", frozen=True):
     """EBUSY while leased."""
 
     name: str
 
 
-class OpenVolume(Message, tag="open_volume"):
+class OpenVolume(Message, tag="open_volume", frozen=True):
     """Take the lease (a new lease number) and answer VolumeState. EBUSY when another live session has it.
 
     `read_only` takes no lease. `takeover`: "fail" | "break" (ends the holder's lease).
@@ -516,12 +516,12 @@ class OpenVolume(Message, tag="open_volume"):
     takeover: str = "fail"
 
 
-class CloseVolume(Message, tag="close_volume"):
+class CloseVolume(Message, tag="close_volume", frozen=True):
     volume: int
     lease: int
 
 
-class SetVolumeLog(Message, tag="volume_log"):
+class SetVolumeLog(Message, tag="volume_log", frozen=True):
     """Compare-and-swap of the volume's log chain. LEASE_LOST, or ESTALE when `expect` is not the chain.
 
     Segments that leave the chain enter the collector's queue.
@@ -533,7 +533,7 @@ class SetVolumeLog(Message, tag="volume_log"):
     chain: tuple[SegmentEntry, ...]
 
 
-class CommitSegment(Message, tag="commit_segment"):
+class CommitSegment(Message, tag="commit_segment", frozen=True):
     """A volume chunk exists from here on. The Call's `chunks` carries its NewChunk. Answers None."""
 
     volume: int
@@ -543,7 +543,7 @@ class CommitSegment(Message, tag="commit_segment"):
     covers_upto: int
 
 
-class Checkpoint(Message, tag="checkpoint"):
+class Checkpoint(Message, tag="checkpoint", frozen=True):
     """Everything up to write number `upto` is in `ref`; chunks `died` and log entries before `trim_to` go.
 
     `used` is what the map holds, in bytes. Answers None.
@@ -601,7 +601,7 @@ Operation = (
 # ---- queries ------------------------------------------------------------------------------------------------
 
 
-class Lookup(Message, tag="lookup"):
+class Lookup(Message, tag="lookup", frozen=True):
     """Answers Entry."""
 
     parent: int
@@ -609,14 +609,14 @@ class Lookup(Message, tag="lookup"):
     lease: int = 0  # wanted on the inode (and, for read, on the directory)
 
 
-class GetAttr(Message, tag="getattr"):
+class GetAttr(Message, tag="getattr", frozen=True):
     """Answers Attr. ESTALE when there is no such inode."""
 
     ino: int
     lease: int = 0
 
 
-class ReadDir(Message, tag="readdir"):
+class ReadDir(Message, tag="readdir", frozen=True):
     """Answers DirPage: entries after the cookie `after` (0 = from the start), without `.` and `..`."""
 
     ino: int
@@ -625,7 +625,7 @@ class ReadDir(Message, tag="readdir"):
     lease: int = 0
 
 
-class GetLayout(Message, tag="layout"):
+class GetLayout(Message, tag="layout", frozen=True):
     """Answers Layout. `version` other than 0 must still be the inode's, else ESTALE."""
 
     ino: int
@@ -634,35 +634,35 @@ class GetLayout(Message, tag="layout"):
     version: int = 0
 
 
-class ListXattrs(Message, tag="xattrs"):
+class ListXattrs(Message, tag="xattrs", frozen=True):
     """Answers {name: value}."""
 
     ino: int
 
 
-class StatFs(Message, tag="statfs"):
+class StatFs(Message, tag="statfs", frozen=True):
     """Answers FsInfo."""
 
 
-class FsInfo(Value):
+class FsInfo(Value, frozen=True):
     bytes_total: int  # usable, after parity
     bytes_free: int
     inodes_used: int
 
 
-class GetBucket(Message, tag="bucket"):
+class GetBucket(Message, tag="bucket", frozen=True):
     """Answers BucketInfo; NoSuchBucket."""
 
     name: bytes
 
 
-class ListBuckets(Message, tag="buckets"):
+class ListBuckets(Message, tag="buckets", frozen=True):
     """Answers a tuple of BucketInfo in byte order of names."""
 
     owner: str = ""
 
 
-class HeadObject(Message, tag="head_object"):
+class HeadObject(Message, tag="head_object", frozen=True):
     """Answers ObjectInfo; NoSuchBucket, NoSuchKey. With `layout` its first page (at most 64 extents) comes along."""
 
     bucket: bytes
@@ -671,7 +671,7 @@ class HeadObject(Message, tag="head_object"):
     hold: bool = False  # an open handle for a streamed GET; give it back with Release
 
 
-class ListObjects(Message, tag="list_objects"):
+class ListObjects(Message, tag="list_objects", frozen=True):
     """Answers Listing in UTF-8 byte order. `after` is exclusive (a key or a common prefix)."""
 
     bucket: bytes
@@ -681,14 +681,14 @@ class ListObjects(Message, tag="list_objects"):
     limit: int = 1000
 
 
-class Listing(Value):
+class Listing(Value, frozen=True):
     entries: tuple[ObjectInfo, ...]
     prefixes: tuple[bytes, ...]
     truncated: bool
     next_after: bytes = b""
 
 
-class ListUploads(Message, tag="uploads"):
+class ListUploads(Message, tag="uploads", frozen=True):
     """Answers (tuple of UploadInfo, tuple of common prefixes, truncated)."""
 
     bucket: bytes
@@ -699,13 +699,13 @@ class ListUploads(Message, tag="uploads"):
     limit: int = 1000
 
 
-class UploadListing(Value):
+class UploadListing(Value, frozen=True):
     uploads: tuple[UploadInfo, ...]
     prefixes: tuple[bytes, ...]
     truncated: bool
 
 
-class GetUpload(Message, tag="upload"):
+class GetUpload(Message, tag="upload", frozen=True):
     """Answers UploadInfo; NoSuchUpload."""
 
     bucket: bytes
@@ -713,7 +713,7 @@ class GetUpload(Message, tag="upload"):
     upload: str
 
 
-class ListParts(Message, tag="parts"):
+class ListParts(Message, tag="parts", frozen=True):
     """Answers PartListing."""
 
     bucket: bytes
@@ -723,29 +723,29 @@ class ListParts(Message, tag="parts"):
     limit: int = 1000
 
 
-class PartListing(Value):
+class PartListing(Value, frozen=True):
     parts: tuple[PartInfo, ...]
     truncated: bool
     upload: UploadInfo
 
 
-class GetCredential(Message, tag="credential"):
+class GetCredential(Message, tag="credential", frozen=True):
     """Answers Credential; InvalidAccessKeyId."""
 
     access_key: str
 
 
-class ListVolumes(Message, tag="volumes"):
+class ListVolumes(Message, tag="volumes", frozen=True):
     """Answers a tuple of VolumeInfo."""
 
 
-class GetVolume(Message, tag="volume"):
+class GetVolume(Message, tag="volume", frozen=True):
     """Answers VolumeInfo; ENOENT."""
 
     name: str
 
 
-class Locate(Message, tag="locate"):
+class Locate(Message, tag="locate", frozen=True):
     """Answers a tuple of Placed | None."""
 
     chunks: tuple[ChunkId, ...]
@@ -775,7 +775,7 @@ Query = (
 # ---- requests -----------------------------------------------------------------------------------------------
 
 
-class Hello(Message, tag="hello"):
+class Hello(Message, tag="hello", frozen=True):
     """Begin a session. Answers Welcome."""
 
     client: str  # what it is, for status: "s3", "mount /mnt/x", "nbd …"
@@ -783,7 +783,7 @@ class Hello(Message, tag="hello"):
     pid: int = 0
 
 
-class Welcome(Message, tag="welcome"):
+class Welcome(Message, tag="welcome", frozen=True):
     session: int
     cluster: bytes
     cluster_map: ClusterMap
@@ -794,7 +794,7 @@ class Welcome(Message, tag="welcome"):
     incarnation: bytes = b""  # of this server's life; leases of another one are void
 
 
-class Heartbeat(Message, tag="heartbeat"):
+class Heartbeat(Message, tag="heartbeat", frozen=True):
     """Every T/8. Answers Pulse. `floor`: every chunk counter below it is settled."""
 
     session: int
@@ -804,7 +804,7 @@ class Heartbeat(Message, tag="heartbeat"):
     incarnation: bytes = b""  # of the server whose leases it holds: another one's have all been dropped here
 
 
-class Pulse(Message, tag="pulse"):
+class Pulse(Message, tag="pulse", frozen=True):
     seq: int
     map_version: int
     groups: tuple[Group, ...]
@@ -813,13 +813,13 @@ class Pulse(Message, tag="pulse"):
     incarnation: bytes = b""
 
 
-class Goodbye(Message, tag="goodbye"):
+class Goodbye(Message, tag="goodbye", frozen=True):
     """End a session cleanly (durable). Answers Done."""
 
     session: int
 
 
-class Call(Message, tag="call"):
+class Call(Message, tag="call", frozen=True):
     session: int
     slot: int  # one call in flight per slot
     number: int  # grows by one with each new call of the slot
@@ -827,12 +827,12 @@ class Call(Message, tag="call"):
     chunks: tuple[NewChunk, ...] = ()  # every chunk that the operations name and that this session put
 
 
-class Ask(Message, tag="ask"):
+class Ask(Message, tag="ask", frozen=True):
     session: int
     query: Query
 
 
-class Offer(Message, tag="offer"):
+class Offer(Message, tag="offer", frozen=True):
     """Ask for an open group. Answers Offered."""
 
     session: int
@@ -840,11 +840,11 @@ class Offer(Message, tag="offer"):
     without: tuple[bytes, ...] = ()
 
 
-class Offered(Message, tag="offered"):
+class Offered(Message, tag="offered", frozen=True):
     group: Group
 
 
-class Report(Message, tag="report"):
+class Report(Message, tag="report", frozen=True):
     """A place is missing or corrupt. Answers Done."""
 
     session: int
@@ -854,7 +854,7 @@ class Report(Message, tag="report"):
     what: str
 
 
-class Recalled(Message, tag="recalled"):
+class Recalled(Message, tag="recalled", frozen=True):
     """The session has flushed and dropped its lease of that recall. `held`: it has open handles on the inode."""
 
     session: int
@@ -862,14 +862,14 @@ class Recalled(Message, tag="recalled"):
     held: bool = False
 
 
-class Return(Message, tag="return"):
+class Return(Message, tag="return", frozen=True):
     """Leases given back unasked (forgotten inodes). Answers Done."""
 
     session: int
     inos: tuple[int, ...]
 
 
-class Admin(Message, tag="admin"):
+class Admin(Message, tag="admin", frozen=True):
     """Operator's commands and status; allowed to the pool's own user. Answers AdminAnswer."""
 
     command: str
@@ -879,24 +879,24 @@ class Admin(Message, tag="admin"):
 Request = Hello | Heartbeat | Goodbye | Call | Ask | Offer | Report | Recalled | Return | Admin
 
 
-class Done(Message, tag="done"):
+class Done(Message, tag="done", frozen=True):
     pass
 
 
-class Failed(Message, tag="failed"):
+class Failed(Message, tag="failed", frozen=True):
     code: str
     text: str = ""
     index: int = 0
 
 
-class Results(Message, tag="results"):
+class Results(Message, tag="results", frozen=True):
     """Of a Call: one value per operation. Of an Ask: one. Typed by the operation (see its docstring)."""
 
     values: tuple[Any, ...]
     seq: int = 0
 
 
-class AdminAnswer(Message, tag="admin_answer"):
+class AdminAnswer(Message, tag="admin_answer", frozen=True):
     value: Any = None
 
 
@@ -906,13 +906,13 @@ Answer = Welcome | Pulse | Offered | Done | Failed | Results | AdminAnswer
 # ---- events (server to client, on the subscription of a session) ----------------------------------------------
 
 
-class Events(Message, tag="events"):
+class Events(Message, tag="events", frozen=True):
     """The body of a subscription."""
 
     session: int
 
 
-class Recall(Message, tag="recall"):
+class Recall(Message, tag="recall", frozen=True):
     """Give the lease on `ino` back: flush (level 2), invalidate, then answer Recalled. `name`: only that entry of the
     directory `ino` changed (b"" = anything about it)."""
 
@@ -921,7 +921,7 @@ class Recall(Message, tag="recall"):
     name: bytes = b""
 
 
-class Ended(Message, tag="ended"):
+class Ended(Message, tag="ended", frozen=True):
     """The session has ended; nothing it still does is accepted."""
 
     why: str
