@@ -35,7 +35,8 @@ class _Call:
 
 
 class Bridge:
-    """`main(task_status)` is the application on the trio thread; calls are taken once it has started."""
+    """`main(stopping, task_status)` is the application on the trio thread: calls are taken once it has started, and it
+    returns soon after `stopping` is set, having put everything in order."""
 
     def __init__(self, main: Callable[..., Awaitable[None]]) -> None:
         self._main = main
@@ -45,7 +46,7 @@ class Bridge:
         self._started = threading.Event()
         self._token: trio.lowlevel.TrioToken | None = None
         self._nursery: trio.Nursery | None = None
-        self._scope = trio.CancelScope()
+        self._stopping: trio.Event | None = None
         self._error: BaseException | None = None
         self._stopped = False
         self._thread: threading.Thread | None = None
@@ -60,13 +61,13 @@ class Bridge:
             raise self._error
 
     def stop(self) -> None:
-        """Cancel the application and join the thread."""
+        """Let the application come to its end and join the thread."""
         self._stopped = True
         if self._thread is None:
             return
-        if self._token is not None:
+        if self._token is not None and self._stopping is not None:
             with suppress(trio.RunFinishedError):
-                self._token.run_sync_soon(self._scope.cancel)
+                self._token.run_sync_soon(self._stopping.set)
         self._thread.join()
         self._thread = None
 
@@ -111,12 +112,16 @@ class Bridge:
 
     async def _serve(self) -> None:
         self._token = trio.lowlevel.current_trio_token()
-        with self._scope:
-            async with trio.open_nursery() as nursery:
-                await nursery.start(self._main)
-                self._nursery = nursery
-                self._started.set()
-                await trio.sleep_forever()
+        self._stopping = trio.Event()
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            await nursery.start(self._until_it_ends, self._stopping)
+            self._started.set()
+
+    async def _until_it_ends(self, stopping: trio.Event, *, task_status: trio.TaskStatus[None]) -> None:
+        assert self._nursery is not None
+        await self._main(stopping, task_status=task_status)
+        self._nursery.cancel_scope.cancel()  # calls that are still under way are refused
 
     def _take(self) -> None:
         self._woken = False

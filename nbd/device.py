@@ -71,7 +71,7 @@ class Device:
             if misses:
                 self._bridge.call(self.volume.finish_read, offset, buffer, misses)
         except _CAUGHT as error:
-            raise DeviceError(error) from error
+            raise DeviceError(error) from None
 
     def pwrite(self, buffer: memoryview, offset: int, fua: bool) -> None:
         try:
@@ -87,7 +87,7 @@ class Device:
             if fua or core.write_through:
                 self._bridge.call(self.volume.make_durable)
         except _CAUGHT as error:
-            raise DeviceError(error) from error
+            raise DeviceError(error) from None
 
     async def _write(self, buffer: memoryview, offset: int, fua: bool) -> None:
         await self.volume.write(offset, buffer, fua=fua)
@@ -118,10 +118,10 @@ class Device:
                     found.append((block << BLOCK_SHIFT, count << BLOCK_SHIFT, hole))
             return found
         except _CAUGHT as error:
-            raise DeviceError(error) from error
+            raise DeviceError(error) from None
 
     def _cross(self, fn: Callable[..., Any], *args: Any) -> Any:
         try:
             return self._bridge.call(fn, *args)
         except _CAUGHT as error:
-            raise DeviceError(error) from error
+            raise DeviceError(error) from None

@@ -67,19 +67,18 @@ class Exporter:
         self._backend: Backend | None = None
         self._nursery: trio.Nursery | None = None
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Serve until cancelled; then every volume is flushed and given back."""
+    async def run(
+        self, stopping: trio.Event, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Serve until `stopping`; then every volume is flushed and given back."""
         async with self._connect(self._session_ended) as backend:
             self._backend = backend
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 task_status.started()
-                try:
-                    await trio.sleep_forever()
-                finally:
-                    with trio.CancelScope(shield=True):
-                        await self._close_all()
-                    nursery.cancel_scope.cancel()
+                await stopping.wait()
+                await self._close_all()
+                nursery.cancel_scope.cancel()
 
     @property
     def backend(self) -> Backend:

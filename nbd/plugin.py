@@ -249,4 +249,5 @@ def _told(fn: Callable[[], Any]) -> Any:
     except Exception as error:
         told = DeviceError(error)
         nbdkit.set_error(told.errno)
-        raise told from error
+        logging.getLogger("trivium.nbd").error("%s", error)
+        raise told from None

@@ -397,6 +397,6 @@ async def _take_lease(metadata: Metadata, name: str, read_only: bool, takeover: 
                 raise Busy(
                     f"volume {name} is in use: {error.text}. Stop that process, or open with takeover=wait or "
                     "takeover=break"
-                ) from error
+                ) from None
         await trio.sleep(pause_s)
         pause_s = min(2.0, pause_s * 1.5)
