@@ -54,7 +54,7 @@ class TrioClock:
 
 
 class Executor(Protocol):
-    async def run(self, fn: Callable[[Unpack[Ts]], T], *args: Unpack[Ts]) -> T:
+    async def run(self, fn: Callable[[Unpack[Ts]], T], *args: *Ts) -> T:
         """Run blocking `fn(*args)` without blocking the event loop. A cancelled caller waits for it all the same:
         what was begun on a disk is finished before anybody acts on it."""
         ...
@@ -78,7 +78,7 @@ class ThreadExecutor:
         self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         weakref.finalize(self, _stop, self._queue, limit)
 
-    async def run(self, fn: Callable[[Unpack[Ts]], T], *args: Unpack[Ts]) -> T:
+    async def run(self, fn: Callable[[Unpack[Ts]], T], *args: *Ts) -> T:
         return (await self._submit((partial(fn, *args),)))[0]
 
     async def run_all(self, calls: Sequence[Callable[[], T]]) -> list[T]:
@@ -148,7 +148,7 @@ def _stop(jobs: queue.SimpleQueue[_Job | None], threads: int) -> None:
 class InlineExecutor:
     """For simulations: runs at once, in the event loop, between two checkpoints (so that schedules interleave)."""
 
-    async def run(self, fn: Callable[[Unpack[Ts]], T], *args: Unpack[Ts]) -> T:
+    async def run(self, fn: Callable[[Unpack[Ts]], T], *args: *Ts) -> T:
         await trio.lowlevel.checkpoint()
         result = fn(*args)
         await trio.lowlevel.cancel_shielded_checkpoint()

@@ -214,7 +214,7 @@ class Root(msgspec.Struct, frozen=True, array_like=True):
     log: tuple[SegmentEntry, ...]  # the metadata log's chain, oldest first
     dumps: tuple[DumpEntry, ...]  # the two newest, newest last
     leader: Leader | None = None
-    former_root_drives: tuple[bytes, ...] = ()  # while a change of root_drives settles: the list before, which votes too
+    former_root_drives: tuple[bytes, ...] = ()  # while a change of root_drives settles: the list before votes too
 
 
 class Ballot(msgspec.Struct, frozen=True, array_like=True, order=True):

@@ -9,13 +9,15 @@ from typing import Protocol
 from trivium.cluster.transport.interface import Buffer
 from trivium.cluster.wire import NodeAnswer, NodeRequest
 
+EMPTY = memoryview(b"")
+
 
 @dataclass(slots=True)
 class NodeReply:
     """A decoded answer with its payload. The receiver owns `fds`."""
 
     answer: NodeAnswer
-    payload: memoryview = memoryview(b"")
+    payload: memoryview = EMPTY
     fds: tuple[int, ...] = ()
 
 

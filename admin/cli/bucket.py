@@ -18,9 +18,8 @@ def bucket() -> None:
 @connect_option
 def create(name: str, data: DataDir) -> None:
     """Create bucket NAME (3 to 63 of a-z, 0-9, dot and hyphen)."""
-    from trivium.metadata.pool import connect_pool
-
     from trivium.metadata.messages import CreateBucket
+    from trivium.metadata.pool import connect_pool
 
     async def work() -> None:
         async with connect_pool(data.path, client="cli") as pool:
@@ -36,9 +35,8 @@ def list_(data: DataDir) -> None:
     """List buckets, a line each: name, when it was created."""
     import time
 
-    from trivium.metadata.pool import connect_pool
-
     from trivium.metadata.messages import BucketInfo, ListBuckets
+    from trivium.metadata.pool import connect_pool
 
     async def work() -> tuple[BucketInfo, ...]:
         async with connect_pool(data.path, client="cli") as pool:
@@ -55,9 +53,8 @@ def list_(data: DataDir) -> None:
 @connect_option
 def remove(name: str, data: DataDir) -> None:
     """Remove the empty bucket NAME."""
-    from trivium.metadata.pool import connect_pool
-
     from trivium.metadata.messages import DeleteBucket
+    from trivium.metadata.pool import connect_pool
 
     async def work() -> None:
         async with connect_pool(data.path, client="cli") as pool:

@@ -37,9 +37,8 @@ def read(name: str, offset: int, length: int | None, data: DataDir) -> None:
 
     async def work() -> None:
         from trivium.fs.filesystem import Filesystem
-        from trivium.metadata.pool import connect_pool
-
         from trivium.metadata.messages import HeadObject
+        from trivium.metadata.pool import connect_pool
 
         async with connect_pool(data.path, client="cli") as pool:
             info = await pool.metadata.ask(HeadObject(bucket, key))
@@ -70,9 +69,8 @@ def write(name: str, offset: int, data_file: BinaryIO, data_literal: str | None,
 
     async def work() -> int:
         from trivium.fs.filesystem import Filesystem
-        from trivium.metadata.pool import connect_pool
-
         from trivium.metadata.messages import Body, HeadObject, MetadataError, ObjectMeta, PutObject
+        from trivium.metadata.pool import connect_pool
 
         async with connect_pool(data.path, client="cli") as pool:
             try:

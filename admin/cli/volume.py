@@ -41,9 +41,8 @@ def list_(as_json: bool, data: DataDir) -> None:
     """List volumes: name, size, what it uses, who has it open."""
     import json
 
-    from trivium.metadata.pool import connect_pool
-
     from trivium.metadata.messages import ListVolumes
+    from trivium.metadata.pool import connect_pool
 
     async def work() -> Any:
         async with connect_pool(data.path, client="cli") as pool:

@@ -36,7 +36,7 @@ def test_any_m_lost_shards_come_back_in_any_range(k: int, m: int, length: int, s
 
 @settings(max_examples=300, deadline=None)
 @given(k=st.integers(1, 8), length=st.integers(1, 3_000_000), data=st.data())
-def test_a_plan_covers_its_range_with_whole_blocks_of_the_right_shards(k: int, length: int, data: st.DataObject) -> None:
+def test_a_plan_covers_its_range_with_whole_blocks_of_its_shards(k: int, length: int, data: st.DataObject) -> None:
     offset = data.draw(st.integers(0, length - 1))
     count = data.draw(st.integers(1, length - offset))
     layout = plan(offset, count, length, k)

@@ -16,36 +16,36 @@ from tests.system.pool import TRIVIUM, SystemPool, wipe
 def test_everything_acknowledged_is_there_after_kill_and_the_pool_is_quickly_ready(pool: SystemPool) -> None:
     pool.up()
     s3 = pool.boto()
-    s3.create_bucket(Bucket="b")
+    s3.create_bucket(Bucket="bkt")
     bodies = {f"k{n}": os.urandom(n * 3000) for n in range(20)}
     for key, body in bodies.items():
-        s3.put_object(Bucket="b", Key=key, Body=body)
-    s3.delete_object(Bucket="b", Key="k3")
+        s3.put_object(Bucket="bkt", Key=key, Body=body)
+    s3.delete_object(Bucket="bkt", Key="k3")
     del bodies["k3"]
     pool.kill()
     began = time.monotonic()
     pool.up()
     print(f"up again in {time.monotonic() - began:.2f} s")
     s3 = pool.boto()
-    assert sorted(item["Key"] for item in s3.list_objects_v2(Bucket="b")["Contents"]) == sorted(bodies)
+    assert sorted(item["Key"] for item in s3.list_objects_v2(Bucket="bkt")["Contents"]) == sorted(bodies)
     for key, body in bodies.items():
-        assert s3.get_object(Bucket="b", Key=key)["Body"].read() == body
+        assert s3.get_object(Bucket="bkt", Key=key)["Body"].read() == body
     pool.trivium("fsck")
 
 
 def test_without_its_database_the_metadata_is_rebuilt_from_the_drives_identically(pool: SystemPool) -> None:
     pool.up()
     s3 = pool.boto()
-    s3.create_bucket(Bucket="b")
+    s3.create_bucket(Bucket="bkt")
     for number in range(30):
-        s3.put_object(Bucket="b", Key=f"dir{number % 3}/k{number}", Body=os.urandom(number * 2000))
+        s3.put_object(Bucket="bkt", Key=f"dir{number % 3}/k{number}", Body=os.urandom(number * 2000))
     pool.trivium("metadata", "dump")
-    s3.put_object(Bucket="b", Key="after the dump", Body=b"x")
+    s3.put_object(Bucket="bkt", Key="after the dump", Body=b"x")
     pool.trivium("down")
     first = _rows(pool)
     shutil.rmtree(pool.data / "metadata")
     pool.up()
-    assert pool.boto().get_object(Bucket="b", Key="after the dump")["Body"].read() == b"x"
+    assert pool.boto().get_object(Bucket="bkt", Key="after the dump")["Body"].read() == b"x"
     pool.trivium("down")
     assert _rows(pool) == first
     pool.up()
@@ -135,36 +135,36 @@ def test_no_pool_is_a_sentence_and_exit_status_3(pool: SystemPool) -> None:
 def test_two_drives_wiped_while_it_runs_and_replaced(pool: SystemPool) -> None:
     pool.up()
     s3 = pool.boto()
-    s3.create_bucket(Bucket="b")
+    s3.create_bucket(Bucket="bkt")
     bodies = {f"k{n}": os.urandom(300_000 * n) for n in range(8)}
     for key, body in bodies.items():
-        s3.put_object(Bucket="b", Key=key, Body=body)
+        s3.put_object(Bucket="bkt", Key=key, Body=body)
     for name in ("d0", "d5"):
         wipe(pool.data / "drives" / name)
     bodies["late"] = os.urandom(9_000_000)
-    s3.put_object(Bucket="b", Key="late", Body=bodies["late"])
+    s3.put_object(Bucket="bkt", Key="late", Body=bodies["late"])
     for key, body in bodies.items():
-        assert s3.get_object(Bucket="b", Key=key)["Body"].read() == body
+        assert s3.get_object(Bucket="bkt", Key=key)["Body"].read() == body
     assert not json.loads(pool.trivium("status", "--json").stdout)["whole"]
     for name in ("d0", "d5"):
         pool.trivium("drive", "replace", name)
     assert json.loads(pool.trivium("status", "--json").stdout)["whole"]
     for key, body in bodies.items():
-        assert s3.get_object(Bucket="b", Key=key)["Body"].read() == body
+        assert s3.get_object(Bucket="bkt", Key=key)["Body"].read() == body
     pool.trivium("fsck")
 
 
 def test_missing_drives_start_degraded_and_no_majority_refuses(pool: SystemPool) -> None:
     pool.up()
-    pool.boto().create_bucket(Bucket="b")
-    pool.boto().put_object(Bucket="b", Key="k", Body=b"v" * 100_000)
+    pool.boto().create_bucket(Bucket="bkt")
+    pool.boto().put_object(Bucket="bkt", Key="k", Body=b"v" * 100_000)
     pool.trivium("down")
     aside = pool.work / "aside"
     aside.mkdir()
     for name in ("d0", "d1"):
         shutil.move(pool.data / "drives" / name, aside / name)
     pool.up()
-    assert pool.boto().get_object(Bucket="b", Key="k")["Body"].read() == b"v" * 100_000
+    assert pool.boto().get_object(Bucket="bkt", Key="k")["Body"].read() == b"v" * 100_000
     assert not (pool.data / "drives" / "d0").exists()
     pool.trivium("down")
     for name in ("d2", "d3", "d4"):
@@ -174,7 +174,7 @@ def test_missing_drives_start_degraded_and_no_majority_refuses(pool: SystemPool)
     for name in os.listdir(aside):
         shutil.move(aside / name, pool.data / "drives" / name)
     pool.up()
-    assert pool.boto().get_object(Bucket="b", Key="k")["Body"].read() == b"v" * 100_000
+    assert pool.boto().get_object(Bucket="bkt", Key="k")["Body"].read() == b"v" * 100_000
 
 
 def test_help_teaches_and_every_command_has_it() -> None:

@@ -53,11 +53,17 @@ def test_a_record_that_fits_is_applied_with_its_seq() -> None:
 @pytest.mark.parametrize(
     "payload",
     [
-        patchset("INSERT INTO settings VALUES ('a', x'00', 1)", "CREATE TABLE settings (name TEXT NOT NULL PRIMARY KEY, value BLOB, more)"),
+        patchset(
+            "INSERT INTO settings VALUES ('a', x'00', 1)",
+            "CREATE TABLE settings (name TEXT NOT NULL PRIMARY KEY, value BLOB, more)",
+        ),
         patchset("INSERT INTO unknown VALUES (1)", "CREATE TABLE unknown (a INTEGER NOT NULL PRIMARY KEY)"),
         patchset("UPDATE settings SET value = x'01'", before=INSERT),
         patchset("DELETE FROM settings", before=INSERT),
-        patchset("INSERT INTO applied VALUES (1, 1, x'00')", "CREATE TABLE applied (one INTEGER NOT NULL PRIMARY KEY, seq, chain_hash)"),
+        patchset(
+            "INSERT INTO applied VALUES (1, 1, x'00')",
+            "CREATE TABLE applied (one INTEGER NOT NULL PRIMARY KEY, seq, chain_hash)",
+        ),
     ],
     ids=["columns", "table", "update of nothing", "delete of nothing", "applied"],
 )  # fmt: skip
