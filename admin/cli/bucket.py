@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from trivium.admin.cli.connect import connect_option, run
+from trivium.admin.cli.connect import connect_option, open_pool, run
 from trivium.admin.datadir import DataDir
 
 
@@ -19,10 +19,9 @@ def bucket() -> None:
 def create(name: str, data: DataDir) -> None:
     """Create bucket NAME (3 to 63 of a-z, 0-9, dot and hyphen)."""
     from trivium.metadata.messages import CreateBucket
-    from trivium.metadata.pool import connect_pool
 
     async def work() -> None:
-        async with connect_pool(data.path, client="cli") as pool:
+        async with open_pool(data) as pool:
             await pool.metadata.call(CreateBucket(name.encode(), "root"))
 
     run(work)
@@ -36,10 +35,9 @@ def list_(data: DataDir) -> None:
     import time
 
     from trivium.metadata.messages import BucketInfo, ListBuckets
-    from trivium.metadata.pool import connect_pool
 
     async def work() -> tuple[BucketInfo, ...]:
-        async with connect_pool(data.path, client="cli") as pool:
+        async with open_pool(data) as pool:
             found: tuple[BucketInfo, ...] = await pool.metadata.ask(ListBuckets())
             return found
 
@@ -54,10 +52,9 @@ def list_(data: DataDir) -> None:
 def remove(name: str, data: DataDir) -> None:
     """Remove the empty bucket NAME."""
     from trivium.metadata.messages import DeleteBucket
-    from trivium.metadata.pool import connect_pool
 
     async def work() -> None:
-        async with connect_pool(data.path, client="cli") as pool:
+        async with open_pool(data) as pool:
             await pool.metadata.call(DeleteBucket(name.encode()))
 
     run(work)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 import trio
@@ -13,6 +14,9 @@ from trivium.admin.datadir import DataDir, default_data_dir
 from trivium.admin.errors import CommandError, unreachable
 from trivium.cluster.errors import ClusterError, Unavailable
 from trivium.metadata.messages import MetadataError
+
+if TYPE_CHECKING:
+    from trivium.metadata.pool import Pool
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
@@ -56,6 +60,25 @@ def _first_leaf(error: BaseException) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
+
+
+CONNECT_S = 10.0
+
+
+@asynccontextmanager
+async def open_pool(data: DataDir) -> AsyncIterator[Pool]:
+    """A session of this command's own. CommandError (status 3) when no pool answers."""
+    from trivium.metadata.pool import connect_pool
+
+    if not data.socket.exists():
+        raise unreachable(data.path)
+    try:
+        async with connect_pool(data.path, client="cli", connect_timeout=CONNECT_S, io_timeout=60) as pool:
+            yield pool
+    except Unavailable as error:
+        if "no pool answers" in str(error):
+            raise unreachable(data.path) from None
+        raise
 
 
 async def admin_call(data: DataDir, command: str, **arguments: Any) -> Any:

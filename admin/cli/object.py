@@ -7,7 +7,7 @@ from typing import BinaryIO
 
 import click
 
-from trivium.admin.cli.connect import connect_option, run
+from trivium.admin.cli.connect import connect_option, open_pool, run
 from trivium.admin.datadir import DataDir
 from trivium.admin.errors import CommandError
 
@@ -38,9 +38,8 @@ def read(name: str, offset: int, length: int | None, data: DataDir) -> None:
     async def work() -> None:
         from trivium.fs.filesystem import Filesystem
         from trivium.metadata.messages import HeadObject
-        from trivium.metadata.pool import connect_pool
 
-        async with connect_pool(data.path, client="cli") as pool:
+        async with open_pool(data) as pool:
             info = await pool.metadata.ask(HeadObject(bucket, key))
             end = info.size if length is None else min(info.size, offset + length)
             files = Filesystem.over(pool)
@@ -70,9 +69,8 @@ def write(name: str, offset: int, data_file: BinaryIO, data_literal: str | None,
     async def work() -> int:
         from trivium.fs.filesystem import Filesystem
         from trivium.metadata.messages import Body, HeadObject, MetadataError, ObjectMeta, PutObject
-        from trivium.metadata.pool import connect_pool
 
-        async with connect_pool(data.path, client="cli") as pool:
+        async with open_pool(data) as pool:
             try:
                 info = await pool.metadata.ask(HeadObject(bucket, key))
             except MetadataError as error:

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from trivium.admin.cli.connect import connect_option, parse_size, run, show_size
+from trivium.admin.cli.connect import connect_option, open_pool, parse_size, run, show_size
 from trivium.admin.datadir import DataDir
 
 
@@ -16,9 +16,8 @@ def volume() -> None:
 
 
 async def _call(data: DataDir, operation: Any) -> Any:
-    from trivium.metadata.pool import connect_pool
 
-    async with connect_pool(data.path, client="cli") as pool:
+    async with open_pool(data) as pool:
         return (await pool.metadata.call(operation))[0]
 
 
@@ -42,10 +41,9 @@ def list_(as_json: bool, data: DataDir) -> None:
     import json
 
     from trivium.metadata.messages import ListVolumes
-    from trivium.metadata.pool import connect_pool
 
     async def work() -> Any:
-        async with connect_pool(data.path, client="cli") as pool:
+        async with open_pool(data) as pool:
             return await pool.metadata.ask(ListVolumes())
 
     volumes = run(work)

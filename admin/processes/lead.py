@@ -23,6 +23,7 @@ from trivium.admin.datadir import DataDir
 from trivium.admin.errors import CommandError
 from trivium.admin.processes.substrate import Substrate
 from trivium.admin.processes.upkeep import CountingLog, Upkeep
+from trivium.admin.room import room
 from trivium.cluster.chunks import Chunks
 from trivium.cluster.clock import ThreadExecutor
 from trivium.cluster.errors import ClusterError
@@ -37,7 +38,7 @@ from trivium.cluster.transport.interface import Connection
 from trivium.cluster.transport.memory import MemoryServer
 from trivium.metadata import database, dump, forming, lifelock, recovery
 from trivium.metadata.client import MetadataClient
-from trivium.metadata.messages import Credential, SetCredential
+from trivium.metadata.messages import Credential, FsInfo, SetCredential, StatFs
 from trivium.metadata.offline import OfflineCatalog
 from trivium.metadata.operations import OPERATIONS, QUERIES, end_session
 from trivium.metadata.server import MetadataServer
@@ -46,6 +47,7 @@ from trivium.metadata.tx import Reader, Tx
 log = logging.getLogger(__name__)
 
 METADATA_LOG = 1
+INODE_COUNT_S = 30.0  # how long `df -i` may be old
 
 
 class Leader:
@@ -58,6 +60,7 @@ class Leader:
         self.starter = substrate.random.randbytes(16)
         self.register = DriveRegister(substrate.router, [drive.id for drive in substrate.map.drives], self.starter)
         self._memory = MemoryServer("memory:metadata")
+        self._inodes, self._inodes_until_s = 0, 0.0
         self.server: MetadataServer
         self.client: MetadataClient
         self.chunks: Chunks
@@ -86,7 +89,7 @@ class Leader:
             metalog,
             cluster=self.substrate.cluster,
             operations=OPERATIONS,
-            queries=QUERIES,
+            queries={**QUERIES, StatFs: self._statfs},
             clock=self.substrate.clock,
             random=self.substrate.random,
             executor=executor,
@@ -128,6 +131,14 @@ class Leader:
         top.start_soon(substrate.watch.run)
         if env is not None and not self.formed_now:
             await self._set_root_credential(env)
+
+    def _statfs(self, reader: Reader, query: StatFs) -> FsInfo:
+        total, free = room(tuple(self.substrate.watch.reports.values()), self.server.map.pools[0])
+        now = self.substrate.clock.boot_s()
+        if now >= self._inodes_until_s:  # counting walks the table: seldom
+            row = reader.one("SELECT count(*) FROM inodes")
+            self._inodes, self._inodes_until_s = row[0] if row else 0, now + INODE_COUNT_S
+        return FsInfo(total, free, self._inodes)
 
     async def read(self, query: Callable[[Reader], Any]) -> Any:
         """One query on a snapshot."""

@@ -1,4 +1,4 @@
-"""Sessions, leases, slots: recalls before commits, ends before leases move, a grace at restarts (attacks 26, 35, 58)."""
+"""Sessions, leases, slots: recalls before commits, ends before leases move, a grace (attacks 26, 35, 58)."""
 
 from __future__ import annotations
 
