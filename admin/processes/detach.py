@@ -45,8 +45,15 @@ def start_detached(arguments: Sequence[str], log: Path) -> dict[str, Any]:
     with log.open("rb") as text:
         text.seek(position)
         words = text.read().decode(errors="replace").strip().splitlines()
-    last = words[-1].removeprefix("Error: ") if words else f"it ended with status {status}"
-    raise CommandError(f"{last} (log: {log})", status if status > 0 else 1)
+    raise CommandError(f"{_last_words(words) or f'it ended with status {status}'} (log: {log})", max(status, 1))
+
+
+def _last_words(lines: list[str]) -> str:
+    """The sentence that a failed process ended with: its `Error:`, else the last line that is no traceback's frame."""
+    for line in reversed(lines):
+        if line.startswith("Error: "):
+            return line.removeprefix("Error: ")
+    return next((text for line in reversed(lines) if (text := line.strip(" |+-"))), "")
 
 
 def announce(facts: dict[str, Any]) -> bool:
