@@ -6,6 +6,7 @@ the new one, until somebody reads it; from then on only what was read (a value i
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import random
 import subprocess
@@ -177,10 +178,8 @@ class Child:
             process.wait()
             for pipe in (process.stdin, process.stdout):
                 assert pipe is not None
-                try:
+                with contextlib.suppress(BrokenPipeError):
                     pipe.close()
-                except BrokenPipeError:
-                    pass
 
     def ask(self, command: str, data: bytes = b"") -> bytes:
         """FileNotFoundError: it is absent. OSError: anything else, in words."""
