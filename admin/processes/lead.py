@@ -25,9 +25,9 @@ from trivium.admin.processes.substrate import Substrate
 from trivium.admin.processes.upkeep import CountingLog, Upkeep
 from trivium.admin.room import room
 from trivium.cluster.chunks import Chunks
-from trivium.cluster.clock import ThreadExecutor
+from trivium.cluster.clock import Executor, ThreadExecutor
 from trivium.cluster.errors import ClusterError
-from trivium.cluster.log import LogParts, LogWriter
+from trivium.cluster.log import LogOptions, LogParts, LogWriter
 from trivium.cluster.logplan import LogOwner, choose_drives
 from trivium.cluster.model import ClusterMap, Root
 from trivium.cluster.model import Leader as LeaderRow
@@ -53,13 +53,22 @@ INODE_COUNT_S = 30.0  # how long `df -i` may be old
 class Leader:
     """Everything that leads; composed by `begin`, in nurseries that end in the order faces, server, log."""
 
-    def __init__(self, substrate: Substrate, data: DataDir) -> None:
+    def __init__(
+        self,
+        substrate: Substrate,
+        data: DataDir,
+        *,
+        writer_executor: Executor | None = None,
+        log_options: LogOptions | None = None,
+    ) -> None:
         self.substrate, self.data = substrate, data
+        self._writer_executor = writer_executor or ThreadExecutor(1)
+        self._log_options = log_options or LogOptions()
         self.formed_now = substrate.forming
         self.on_credential: Callable[[str], None] = lambda access_key: None
         self.starter = substrate.random.randbytes(16)
         self.register = DriveRegister(substrate.router, [drive.id for drive in substrate.map.drives], self.starter)
-        self._memory = MemoryServer("memory:metadata")
+        self.memory = MemoryServer("memory:metadata")
         self._inodes, self._inodes_until_s = 0, 0.0
         self.server: MetadataServer
         self.client: MetadataClient
@@ -93,7 +102,7 @@ class Leader:
             clock=self.substrate.clock,
             random=self.substrate.random,
             executor=executor,
-            writer_executor=ThreadExecutor(1),
+            writer_executor=self._writer_executor,
             on_session_end=_end_session,
             unfit=self.substrate.watch.unfit,
             down=self.substrate.watch.down,
@@ -103,7 +112,7 @@ class Leader:
     async def serve(self, middle: trio.Nursery) -> None:
         """Run the server and what lives beside it."""
         await middle.start(self.server.run)
-        await middle.start(self._memory.serve, self.server.handle, self.server.events)
+        await middle.start(self.memory.serve, self.server.handle, self.server.events)
         self.substrate.follow(self.server.map)
 
     async def work(self, top: trio.Nursery, env: Credential | None) -> None:
@@ -111,7 +120,7 @@ class Leader:
         substrate = self.substrate
 
         async def connect() -> Connection:
-            return self._memory.connect()
+            return self.memory.connect()
 
         self.client = MetadataClient(
             connect, client="up", random=substrate.random, clock=substrate.clock, run_directory=str(self.data.path)
@@ -183,6 +192,7 @@ class Leader:
             LogOwner(METADATA_LOG, substrate.cluster),
             choose,
             substrate.random,
+            self._log_options,
         )
 
     def _dumps(self) -> list[recovery.DumpSource]:

@@ -51,13 +51,13 @@ class Substrate:
             make_path=lambda path: absolute(data, path),
             absent=opened.absent,
         )
-        self._memory = MemoryServer("memory:node")
+        self.memory = MemoryServer("memory:node")
         self.router = Router(self._connect)
         self.watch = DriveWatch(self._ping)
         self.leader: Leader | None = None
 
     async def start(self, nursery: trio.Nursery) -> None:
-        await nursery.start(self._memory.serve, self.node.handle)
+        await nursery.start(self.memory.serve, self.node.handle)
         self.router.update(self.map)
         await self.watch.refresh()
         self.follow(self.map)
@@ -72,7 +72,7 @@ class Substrate:
         await self.node.aclose()
 
     async def _connect(self, node: bytes) -> Connection:
-        return self._memory.connect()
+        return self.memory.connect()
 
     async def _ping(self) -> NodeReport:
         reply = await self.router.call_node(self.node_id, Ping())
