@@ -21,9 +21,10 @@ from trivium.cluster.errors import ChunkLost, NotFound
 from trivium.fs.errors import failure
 from trivium.fs.inodes import UNKNOWN, Inode
 from trivium.fs.layoutcache import EXTENTS_MAX, LayoutCache
+from trivium.fs.ports import ChunkStore
 from trivium.fs.ranges import Buffer
 from trivium.fs.view import View
-from trivium.fs.writeback import ChunkStore, WriteBack
+from trivium.fs.writeback import WriteBack
 from trivium.metadata.messages import Attr, CloneRange, Extent, GetLayout, Layout, Truncate, Zero
 
 LAYOUT_WINDOW = 64 << 20  # bytes of file whose extents are asked for at once
@@ -67,8 +68,9 @@ class Contents:
         self._next += 1
         self._handles[handle.fh] = handle
         inode.opens += 1
-        keep = inode.leased and inode.clean_pages
-        inode.clean_pages = inode.leased
+        trusted = self._view.trusts(inode)
+        keep = trusted and inode.clean_pages
+        inode.clean_pages = trusted
         return handle, keep
 
     def closed(self, fh: int) -> Inode:
@@ -85,11 +87,12 @@ class Contents:
         unsent = self._unsent(inode, offset, offset + size)
         if len(unsent) == 1 and len(unsent[0][1]) == size:
             return unsent[0][1]
-        for _ in range(4):
-            commits = inode.pending.commits
-            base = await self._base(inode, offset, offset + size)
-            if inode.pending.commits == commits:
-                break
+        with self._view.metadata.reading():
+            for _ in range(4):
+                commits = inode.pending.commits
+                base = await self._base(inode, offset, offset + size)
+                if inode.pending.commits == commits:
+                    break
         unsent = self._unsent(inode, offset, offset + size)
         end = min(offset + size, max(offset + len(base), inode.pending.end))
         if not unsent and end <= offset + len(base):
@@ -108,7 +111,7 @@ class Contents:
     async def _base(self, inode: Inode, start: int, stop: int) -> Buffer:
         """What the metadata server knows of [start, stop), cut at its end of file."""
         for attempt in range(3):
-            if inode.leased:
+            if self._view.trusts(inode):
                 stop = min(stop, inode.attr.size)
                 if start >= stop:
                     return b""
@@ -127,7 +130,7 @@ class Contents:
     async def _layout(self, inode: Inode, start: int, stop: int) -> tuple[LayoutCache, int]:
         """A layout that covers the range, and the file's size that goes with it."""
         cached = inode.layout
-        if cached is not None and inode.leased and cached.covers(start, stop):
+        if cached is not None and cached.covers(start, stop) and self._view.trusts(inode):
             return cached, inode.attr.size
         with self._view.inodes.watch() as seen:
             begin = cached.stop if cached is not None and cached.start <= start <= cached.stop < stop else start
@@ -184,6 +187,8 @@ class Contents:
         handle = self.handle(fh)
         inode = handle.inode
         self.report(handle)
+        if inode.orphaned:  # it may be such a page: older than what others have written since
+            raise failure(errno.EIO)
         append = bool(handle.flags & os.O_APPEND)
         if append:
             offset = inode.size()

@@ -29,9 +29,10 @@ from trivium.fs.contents import Contents, Handle, without_suid
 from trivium.fs.errors import failure
 from trivium.fs.inodes import Inode
 from trivium.fs.listing import Listing
+from trivium.fs.ports import ChunkStore, Metadata
 from trivium.fs.recalls import NoKernel, Notifier, Recalls
 from trivium.fs.view import View, check_name
-from trivium.fs.writeback import ChunkStore, Metadata, WriteBack
+from trivium.fs.writeback import WriteBack
 from trivium.fs.xattrs import Xattrs
 from trivium.metadata.messages import (
     ROOT_INO,
@@ -54,6 +55,8 @@ from trivium.metadata.messages import (
 log = logging.getLogger(__name__)
 
 RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
+GIVE_BACK_S = 1.0
+GIVE_BACK_MOST = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +90,7 @@ class Filesystem:
             pool=pool,
             wall_ns=clock.wall_ns,
             committed=self._committed,
-            watch=self._view.inodes.watch,
+            inodes=self._view.inodes,
         )
         self.contents = Contents(self._view, chunks, self._writeback)
         self.listing = Listing(self._view)
@@ -103,8 +106,17 @@ class Filesystem:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             await nursery.start(self._writeback.run)
+            nursery.start_soon(self._give_back)
             task_status.started()
             await trio.sleep_forever()
+
+    async def _give_back(self) -> None:
+        """Leases of forgotten inodes go back, so that nobody's change waits for a recall of them."""
+        while True:
+            await trio.sleep(GIVE_BACK_S)
+            while inos := self._view.inodes.take_forgotten(GIVE_BACK_MOST):
+                with self._view.inodes.giving_back(inos):
+                    await self._guarded(self._view.metadata.give_back, inos)
 
     def _spawn(self, fn: Callable[..., Any], *args: Any) -> None:
         assert self._nursery is not None, "run() is not running"
@@ -135,6 +147,7 @@ class Filesystem:
     def on_ended(self, why: str = "") -> None:
         """The session has ended: leases and holds are gone, what was not sent is reported as EIO."""
         log.error("the session has ended: %s", why)
+        self._writeback.lose_all()
         self._recalls.drop_all(ended=True)
 
     def _committed(self, inode: Inode, attr: Attr, extents: Any, moved: bool) -> None:
@@ -161,11 +174,11 @@ class Filesystem:
 
     def cacheable(self, inode: Inode) -> bool:
         """Whether the kernel may keep the attributes that are answered now."""
-        return inode.fresh and not inode.recalling and not inode.pending.dirty
+        return inode.fresh and not inode.recalling and not inode.pending.dirty and self._view.metadata.leases_usable()
 
     def name_cacheable(self, parent: int, name: bytes, inode: Inode) -> bool:
         directory = self._view.inodes.get(parent)
-        if directory is None or not directory.leased or directory.recalling:
+        if directory is None or directory.recalling or not self._view.trusts(directory):
             return False
         return directory.names.get(name) == inode.ino
 
@@ -301,12 +314,19 @@ class Filesystem:
     async def link(self, ino: int, parent: int, name: bytes) -> Inode:
         check_name(name)
         inode = await self._view.known(ino)
-        if inode.pending.dirty:
-            await self._writeback.drain(inode)
+        await self._settle(inode)
         (entry,), seen = await self._view.change(Link(ino, parent, name), inos=(ino, parent))
         self._view.named(parent, name, ino, seen)
         self._view.count_down(inode, entry.attr.nlink)
         return self._counted(parent, name, await self._view.fresh(ino))
+
+    async def _settle(self, inode: Inode) -> None:
+        """Before a name is given: data that cannot be sent must not take the place of data that was."""
+        errors = inode.pending.errors
+        if inode.pending.dirty:
+            await self._writeback.drain(inode)
+        if inode.pending.errors != errors:
+            raise failure(inode.pending.last_error)
 
     async def unlink(self, parent: int, name: bytes) -> None:
         check_name(name)
@@ -347,10 +367,10 @@ class Filesystem:
         if flags not in (0, RENAME_NOREPLACE, RENAME_EXCHANGE):
             raise failure(errno.EINVAL)
         moved, old = self._view.guess(parent, name), self._view.guess(new_parent, new_name)
-        if moved is not None and moved.pending.dirty:
-            await self._writeback.drain(moved)
-        if flags == RENAME_EXCHANGE and old is not None and old.pending.dirty:
-            await self._writeback.drain(old)
+        if moved is not None:
+            await self._settle(moved)
+        if flags == RENAME_EXCHANGE and old is not None:
+            await self._settle(old)
         hold = flags == 0 and (old is None or old.opens > 0) and moved is not old
         operation = Rename(parent, name, new_parent, new_name, flags, hold and old is not None)
         _, seen = await self._view.change(

@@ -3,17 +3,18 @@
 Invariants: (1) attributes, names, xattrs and layouts are answered from here only while the inode's lease is held and
 nothing disturbed them since; (2) an answer that was asked for before a recall or a change of our own arrived is used
 once and not kept (`watch`, `disturb`); (3) an inode leaves the table only when the kernel forgot it, no handle is
-open and nothing waits to be written.
+open and nothing waits to be written; (4) while a lease is given back (`giving_back`), no answer's lease on that inode
+is believed: the server may drop it right after granting it.
 """
 
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
+from trivium.fs.layers import Pending
 from trivium.fs.layoutcache import LayoutCache
-from trivium.fs.writeback import Pending
 from trivium.metadata.messages import Attr
 
 UNKNOWN = -1
@@ -33,6 +34,7 @@ class Inode:
         "fresh",
         "held",
         "ino",
+        "last_name",
         "layout",
         "leased",
         "links",
@@ -40,6 +42,7 @@ class Inode:
         "lookups",
         "names",
         "opens",
+        "orphaned",
         "pending",
         "recalling",
         "stale_names",
@@ -66,8 +69,10 @@ class Inode:
         self.held = False  # the server keeps the contents for us: give them back with Release
         self.dentries: dict[bytes, int] = {}  # of a directory: names that the kernel was told of
         self.links: set[tuple[int, bytes]] = set()  # where those names are: (parent, name)
+        self.last_name: tuple[int, bytes] | None = None  # for messages
         self.pending = Pending()
         self.recalling = 0  # recalls being answered
+        self.orphaned = 0  # the kernel is giving up pages that were written under a session that has ended
         self.stale_names = 0  # kernel names of this inode that are being invalidated: ESTALE
         self.clean_pages = False  # every page that the kernel has was read under the present lease
         self.unleased_reads = False
@@ -105,6 +110,8 @@ class Inodes:
         self._table: dict[int, Inode] = {}
         self._asked: dict[int, set[int]] = {}  # by question: equal sets are not the same
         self._questions = 0
+        self._forgotten: set[int] = set()  # left the table with their leases
+        self._returning: set[int] = set()
 
     # ---- which inodes changed while a question was on its way ------------------------------------------------
 
@@ -155,7 +162,7 @@ class Inodes:
                 inode.attr, inode.layout = attr, None
                 inode.leased = inode.fresh = False
             return inode
-        if attr.lease:
+        if attr.lease and attr.ino not in self._returning:
             inode.leased = True
         if inode.attr.version != attr.version and not mutation:
             inode.layout = None
@@ -183,8 +190,48 @@ class Inodes:
     def evict(self, inode: Inode) -> Inode | None:
         if inode.idle and self._table.pop(inode.ino, None) is not None:
             self._unlink_dentries(inode)
+            if inode.leased:
+                self._forgotten.add(inode.ino)
             return inode
         return None
+
+    # ---- leases of inodes that left the table ---------------------------------------------------------------
+
+    def take_forgotten(self, most: int) -> list[int]:
+        """Inodes that left the table with a lease and did not come back."""
+        taken: list[int] = []
+        while self._forgotten and len(taken) < most:
+            ino = self._forgotten.pop()
+            if ino not in self._table:
+                taken.append(ino)
+        return taken
+
+    @contextmanager
+    def giving_back(self, inos: Collection[int]) -> Iterator[None]:
+        self._returning.update(inos)
+        self.disturb(*inos)
+        try:
+            yield
+        finally:
+            self._returning.difference_update(inos)
+            self.disturb(*inos)
+
+    def keeps_lease(self, ino: int) -> bool:
+        return ino not in self._returning
+
+    def forget_leases(self) -> None:
+        """All leases are gone: there is nothing to give back."""
+        self._forgotten.clear()
+
+    def path_of(self, inode: Inode) -> str:
+        """For messages: a path below the mount's root, as names were last known, and the number."""
+        names: list[bytes] = []
+        at: Inode | None = inode
+        while at is not None and at.last_name is not None and len(names) < 64:
+            names.append(at.last_name[1])
+            at = self._table.get(at.last_name[0])
+        path = b"/".join(reversed(names)).decode(errors="backslashreplace")
+        return f"{path} (inode {inode.ino})" if path else f"inode {inode.ino}"
 
     def _unlink_dentries(self, inode: Inode) -> None:
         for parent, name in inode.links:
@@ -202,7 +249,8 @@ class Inodes:
         if old is not None and old != inode.ino:
             self.no_dentry(parent, name)
         directory.dentries[name] = inode.ino
-        inode.links.add((parent, name))
+        inode.last_name = (parent, name)
+        inode.links.add(inode.last_name)
 
     def no_dentry(self, parent: int, name: bytes) -> int:
         """The kernel has this name no more. Answers the inode that it named, or 0."""

@@ -92,7 +92,7 @@ class Listing:
         directory = handle.inode
         if disturbed:
             return
-        if page.lease:
+        if page.lease and self._view.inodes.keeps_lease(directory.ino):
             directory.leased = True
         if not directory.leased:
             return

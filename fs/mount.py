@@ -19,7 +19,7 @@ import trio
 from trivium.cluster.clock import Clock, SystemClock
 from trivium.cluster.errors import ClusterError, Refused
 from trivium.fs.filesystem import Filesystem
-from trivium.fs.writeback import ChunkStore, Metadata
+from trivium.fs.ports import ChunkStore, Metadata
 from trivium.metadata.messages import ROOT_INO, Attr, Entry, GetAttr, Lookup, MetadataError
 
 log = logging.getLogger(__name__)

@@ -6,7 +6,8 @@
 Invariants: (1) a recall is answered in bounded time whatever the kernel does (`KERNEL_S`): a locked page may belong to
 a write that waits for another mount's answer to a recall of ours; (2) names are invalidated beside it: until that is
 done, requests that come by the name get ESTALE, upon which the kernel looks the name up again; (3) contents that are
-open here survive an unlink elsewhere: the server is told (`Hold`) before the recall is answered.
+open here survive an unlink elsewhere: the server is told (`Hold`) before the recall is answered; (4) pages that were
+dirtied through a mapping under a session that has ended are refused (EIO) while the kernel gives them up.
 """
 
 from __future__ import annotations
@@ -156,14 +157,22 @@ class Recalls:
     def drop_all(self, *, ended: bool) -> None:
         """Every lease is gone; with `ended` what the server kept for us too."""
         self._view.inodes.disturb_all()
+        self._view.inodes.forget_leases()
         for inode in self._view.inodes.all():
             inode.drop()
-            if ended and inode.held:
+            orphans = ended and inode.opens > 0 and inode.is_regular
+            if ended:
                 inode.held = False
-            self._spawn(self._drop_kernel, inode)
+            if orphans:
+                inode.orphaned += 1
+            self._spawn(self._drop_kernel, inode, orphans)
 
-    async def _drop_kernel(self, inode: Inode) -> None:
-        await self._names(inode, list(inode.dentries))
-        await self.invalidate(inode)
+    async def _drop_kernel(self, inode: Inode, orphans: bool) -> None:
+        try:
+            await self._names(inode, list(inode.dentries))
+            await self.invalidate(inode)  # mapped pages that are dirty come as writes first
+        finally:
+            if orphans:
+                inode.orphaned -= 1
         if inode.opens and inode.is_regular:
             await self._lease_again(inode)

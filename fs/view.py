@@ -10,7 +10,7 @@ import msgspec
 
 from trivium.fs.errors import failure
 from trivium.fs.inodes import UNKNOWN, Inode, Inodes
-from trivium.fs.writeback import Metadata
+from trivium.fs.ports import Metadata
 from trivium.metadata.messages import Attr, DirPage, Entry, GetAttr, Lookup, MetadataError, Operation, ReadDir
 
 NAMES_MAX = 200_000  # cached names of one directory
@@ -21,6 +21,10 @@ class View:
     def __init__(self, metadata: Metadata) -> None:
         self.metadata = metadata
         self.inodes = Inodes()
+
+    def trusts(self, inode: Inode) -> bool:
+        """Whether what is cached of the inode may be used now: its lease is held, by the clock too."""
+        return inode.leased and self.metadata.leases_usable()
 
     async def fresh(self, ino: int) -> Inode:
         """The inode with attributes that are the newest. ESTALE when it is gone."""
@@ -37,12 +41,12 @@ class View:
     async def known(self, ino: int) -> Inode:
         """The inode with type, mode and owner right (times and size may be older)."""
         inode = self.inodes.get(ino)
-        return inode if inode is not None and inode.leased and self.metadata.leases_usable() else await self.fresh(ino)
+        return inode if inode is not None and self.trusts(inode) else await self.fresh(ino)
 
     async def lookup(self, parent: int, name: bytes) -> Inode | None:
         """The inode that a name stands for; None when there is none."""
         directory = self.inodes.get(parent)
-        if directory is not None and directory.leased and self.metadata.leases_usable():
+        if directory is not None and self.trusts(directory):
             if not directory.complete and directory.asked >= directory.list_after:
                 await self._list(directory)
             ino = directory.names.get(name)
@@ -80,7 +84,7 @@ class View:
         if directory is None or parent in seen or UNKNOWN in seen:
             return
         directory.asked += 1
-        if lease:
+        if lease and self.inodes.keeps_lease(parent):
             directory.leased = True
         if directory.leased:
             if len(directory.names) >= NAMES_MAX:

@@ -81,6 +81,8 @@ class MetadataClient:
         self._beat_now = trio.Event()
         self._renew = trio.Event()  # the session has ended: say Hello again
         self._why_ended = ""
+        self._over = trio.Event()  # this life is over
+        self.life = 0  # sessions that have ended so far; `call(life=…)` sends nothing under a later one
         self._incarnation = b""
         self._answered_s = float("-inf")  # boot time at which the last answered heartbeat was sent
         self._lapsed = True
@@ -158,6 +160,9 @@ class MetadataClient:
             self._lock_fd = -1
 
     def _forget_session(self) -> None:
+        self.life += 1
+        self._over.set()
+        self._over = trio.Event()
         self._nursery = None
         self._drop_life_lock()
         self._live = trio.Event()
@@ -280,11 +285,12 @@ class MetadataClient:
 
     # ---- requests -------------------------------------------------------------------------------------------
 
-    async def call(self, *operations: Any, chunks: Sequence[NewChunk] = ()) -> tuple[Any, ...]:
+    async def call(self, *operations: Any, chunks: Sequence[NewChunk] = (), life: int | None = None) -> tuple[Any, ...]:
         """Execute all of the operations or none, once. Answers their values in order. MetadataError; Unavailable
-        only after `io_timeout` (the outcome is then unknown)."""
-        await self._until_live()
-        slot = await self._take_slot()
+        only after `io_timeout` (the outcome is then unknown). `life`: SESSION_ENDED when the session of that life has
+        ended (a call without it may go out under the next one)."""
+        with _limit(self._io_timeout):
+            slot = await self._take_slot(life)
         assert self._welcome is not None
         session = self._welcome.session
         try:
@@ -301,7 +307,20 @@ class MetadataClient:
         return tuple(_typed(operation, value) for operation, value in zip(operations, answer.values, strict=True))
 
     async def ask(self, query: Any) -> Any:
-        """Answer of one query, typed. MetadataError; Unavailable after `io_timeout`."""
+        """Answer of one query, typed. MetadataError; Unavailable after `io_timeout`. Asked again under the next session
+        when this one turns out to have ended."""
+        life = self.life
+        try:
+            return await self._ask(query)
+        except MetadataError as error:
+            if error.code != SESSION_ENDED:
+                raise
+        if self.life == life:
+            with _limit(self._io_timeout):
+                await self._over.wait()
+        return await self._ask(query)
+
+    async def _ask(self, query: Any) -> Any:
         await self._until_live()
         assert self._welcome is not None
         session = self._welcome.session
@@ -406,12 +425,16 @@ class MetadataClient:
 
     # ---- slots ----------------------------------------------------------------------------------------------
 
-    async def _take_slot(self) -> int:
-        while not self._free_slots or self._welcome is None:
-            await self._until_live()
-            if not self._free_slots:
+    async def _take_slot(self, life: int | None) -> int:
+        while True:
+            if life is not None and life != self.life:
+                raise MetadataError(SESSION_ENDED, "the session has ended; what it had not flushed is lost")
+            if self._welcome is None or not self._live.is_set():
+                await self._until_live()
+            elif self._free_slots:
+                return self._free_slots.pop()
+            else:
                 await self._slot_waiters.park()
-        return self._free_slots.pop()
 
     def _give_slot(self, session: int, slot: int) -> None:
         if self._welcome is not None and self._welcome.session == session:

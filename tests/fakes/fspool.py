@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,23 +15,65 @@ from tests.fakes.cluster import CLUSTER, FakeNodes, drive_id, node_id, real_node
 from tests.fakes.metadata import Connect, memory_client, memory_metadata
 from trivium.cluster.chunks import Chunks
 from trivium.cluster.clock import Clock, InlineExecutor, SystemClock, ThreadExecutor, TrioClock
+from trivium.cluster.errors import Unavailable
 from trivium.cluster.model import ClusterMap, DriveRow, NodeRow, PoolRow
+from trivium.cluster.transport.interface import Buffer, Connection, Reply
+from trivium.cluster.wire import Service
 from trivium.fs.filesystem import Filesystem
 from trivium.fs.recalls import Notifier
 from trivium.metadata.client import MetadataClient
+from trivium.metadata.server import MetadataServer
+
+
+class Line:
+    """A client's way to the metadata server. While `cut` nothing passes, in neither direction."""
+
+    def __init__(self, connect: Connect) -> None:
+        self._connect = connect
+        self.cut = False
+
+    async def connect(self) -> Connection:
+        self.check()
+        return LineConnection(self, await self._connect())
+
+    def check(self) -> None:
+        if self.cut:
+            raise Unavailable("the line is cut")
+
+
+class LineConnection:
+    def __init__(self, line: Line, connection: Connection) -> None:
+        self._line, self._connection = line, connection
+        self.local = True
+
+    async def request(self, service: Service, body: bytes, payload: Buffer | Sequence[Buffer] = b"") -> Reply:
+        self._line.check()
+        reply = await self._connection.request(service, body, payload)
+        self._line.check()
+        return reply
+
+    async def subscribe(self, service: Service, body: bytes) -> AsyncIterator[bytes]:
+        self._line.check()
+        async for event in self._connection.subscribe(service, body):
+            self._line.check()
+            yield event
+
+    async def aclose(self) -> None:
+        await self._connection.aclose()
 
 
 @dataclass
 class Pool:
+    server: MetadataServer
     connect: Connect
     nodes: FakeNodes
     real: bool
 
     @asynccontextmanager
-    async def session(self, seed: int = 7) -> AsyncIterator[tuple[MetadataClient, Chunks]]:
+    async def session(self, seed: int = 7, line: Line | None = None) -> AsyncIterator[tuple[MetadataClient, Chunks]]:
         executor = ThreadExecutor(16) if self.real else InlineExecutor()
         clock: Clock = SystemClock() if self.real else TrioClock()
-        async with memory_client(self.connect, seed=seed, clock=clock) as client:
+        async with memory_client(line.connect if line else self.connect, seed=seed, clock=clock) as client:
             chunks = Chunks(client, self.nodes, cluster=CLUSTER, random=random.Random(seed), executor=executor)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(chunks.run)
@@ -40,8 +82,10 @@ class Pool:
             chunks.close()
 
     @asynccontextmanager
-    async def filesystem(self, seed: int = 7, notifier: Notifier | None = None) -> AsyncIterator[Filesystem]:
-        async with self.session(seed) as (client, chunks):
+    async def filesystem(
+        self, seed: int = 7, notifier: Notifier | None = None, line: Line | None = None
+    ) -> AsyncIterator[Filesystem]:
+        async with self.session(seed, line) as (client, chunks):
             clock: Clock = SystemClock() if self.real else TrioClock()
             filesystem = Filesystem(client, chunks, clock=clock, notifier=notifier)
             async with trio.open_nursery() as nursery:
@@ -64,7 +108,7 @@ async def memory_pool(directory: Path | None = None, *, seed: int = 0) -> AsyncI
     if path is not None:
         os.makedirs(path, exist_ok=True)
     async with memory_metadata(cluster_map=cluster_map, clock=clock, executor=executor, directory=path) as (
-        _server,
+        server,
         connect,
     ):
-        yield Pool(connect, nodes, real)
+        yield Pool(server, connect, nodes, real)

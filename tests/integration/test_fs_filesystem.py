@@ -384,17 +384,18 @@ def test_failures_are_told_once_to_each_handle() -> None:
         ino = await make(fs, b"f", b"before")
         first, _ = await fs.open(ino, os.O_RDWR, ROOT)
         second, _ = await fs.open(ino, os.O_RDWR, ROOT)
-        put = fs._writeback._chunks.put
+        chunks = fs._writeback._staging._chunks
+        put = chunks.put
 
         async def full(*args: Any, **more: Any) -> Any:
             raise NoSpace("the pool is full")
 
-        fs._writeback._chunks.put = full  # type: ignore[method-assign]
+        chunks.put = full  # type: ignore[method-assign]
         await fs.contents.write(first.fh, 0, bytes(100_000))
         await fails(errno.ENOSPC, fs.contents.sync(first.fh))
         await fs.contents.sync(first.fh)
         await fails(errno.ENOSPC, fs.contents.flush(second.fh))
-        fs._writeback._chunks.put = put  # type: ignore[method-assign]
+        chunks.put = put  # type: ignore[method-assign]
         third, _ = await fs.open(ino, os.O_RDWR, ROOT)
         await fs.contents.flush(third.fh)
         assert await content(fs, ino) == b"before"

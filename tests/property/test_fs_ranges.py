@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trivium.cluster.model import ChunkId, Ref
+from trivium.fs.layers import WINDOW, batches
 from trivium.fs.layoutcache import LayoutCache
 from trivium.fs.ranges import Ranges
-from trivium.fs.writeback import WINDOW, _batches
 from trivium.metadata.messages import Extent, Layout
 
 SIZE = 400
@@ -76,7 +76,7 @@ def test_pieces_stay_inside_windows_and_lose_nothing(writes: list[tuple[int, int
         ranges.write(offset, bytes([number + 1]) * length)
     want = [(o, n) for o, n, _ in ranges.runs()]
     got: list[tuple[int, int]] = []
-    for batch in _batches(list(ranges.runs())):
+    for batch in batches(list(ranges.runs())):
         assert sum(n for _, n, _ in batch) <= WINDOW
         for offset, length, buffers in batch:
             assert length == sum(map(len, buffers)) > 0
