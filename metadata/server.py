@@ -58,6 +58,7 @@ class MetadataServer:
         down: Callable[[], frozenset[bytes]] = frozenset,
         proof_of_death: Callable[[int], bool] = lambda session: False,
         admin_allowed: Callable[[Peer], bool] = lambda peer: True,
+        entitled: Callable[[], bool] = lambda: True,
         readers: int = 2,
     ) -> None:
         """`path`: the database file, recovered and at least formed. `on_session_end` drops what a session held,
@@ -77,6 +78,7 @@ class MetadataServer:
         self._down = down
         self._proof_of_death = proof_of_death
         self._admin_allowed = admin_allowed
+        self._entitled = entitled  # the leader's lease: asked before each answer
         self.incarnation = random.randbytes(8)
         self.map = ClusterMap()
         self.sessions = SessionTable(timeout_s)
@@ -219,6 +221,8 @@ class MetadataServer:
     async def _answer(self, peer: Peer, body: bytes) -> bytes:
         if not self._serving or self.writer.failed:
             raise MetadataError(RETRY, "the metadata server is not serving")
+        if not self._entitled():
+            raise MetadataError(RETRY, "a majority of the root drives has not confirmed this server of late")
         request = messages.decode_request(body)
         match request:
             case messages.Call():

@@ -27,6 +27,7 @@ from trivium.admin.room import room
 from trivium.cluster.chunks import Chunks
 from trivium.cluster.clock import Executor, ThreadExecutor
 from trivium.cluster.errors import ClusterError
+from trivium.cluster.liveness import LeaderLease
 from trivium.cluster.log import LogOptions, LogParts, LogWriter
 from trivium.cluster.logplan import LogOwner, choose_drives
 from trivium.cluster.model import ClusterMap, Root
@@ -69,6 +70,7 @@ class Leader:
         self.starter = substrate.random.randbytes(16)
         self.register = DriveRegister(substrate.router, [drive.id for drive in substrate.map.drives], self.starter)
         self.memory = MemoryServer("memory:metadata")
+        self._lease = LeaderLease()
         self._inodes, self._inodes_until_s = 0, 0.0
         self.server: MetadataServer
         self.client: MetadataClient
@@ -106,11 +108,22 @@ class Leader:
             on_session_end=_end_session,
             unfit=self.substrate.watch.unfit,
             down=self.substrate.watch.down,
+            entitled=lambda: self._lease.valid(self.substrate.clock.boot_s()),
             proof_of_death=lifelock.prover(str(self.data.path)),
         )
 
+    async def _keep_lease(self) -> None:
+        """Ask the root drives every T/8 whether they still obey; without a majority for T/2 nothing is answered."""
+        while True:
+            asked_s = self.substrate.clock.boot_s()
+            if await self.register.confirm():
+                self._lease.confirmed(asked_s)
+            await trio.sleep(self._lease.ask_every_s)
+
     async def serve(self, middle: trio.Nursery) -> None:
         """Run the server and what lives beside it."""
+        self._lease.confirmed(self.substrate.clock.boot_s())  # claimed just now
+        middle.start_soon(self._keep_lease)
         await middle.start(self.server.run)
         await middle.start(self.memory.serve, self.server.handle, self.server.events)
         self.substrate.follow(self.server.map)
