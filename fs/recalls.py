@@ -109,7 +109,7 @@ class Recalls:
                     log.debug("name %r of %d: %s", name, ino, error)
 
         try:
-            await trio.to_thread.run_sync(work, abandon_on_cancel=True)
+            await self._on_thread(work)
         finally:
             for child in children:
                 if child is not None:
@@ -126,9 +126,17 @@ class Recalls:
                 log.debug("inode %d: %s", inode.ino, error)
 
         with trio.move_on_after(KERNEL_S) as scope:
-            await trio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=self._threads)
+            await self._on_thread(work, self._threads)
         if scope.cancelled_caught:
             log.warning("the kernel did not give up inode %d within %s s", inode.ino, KERNEL_S)
+
+    async def _on_thread(self, work: Callable[[], None], limiter: trio.CapacityLimiter | None = None) -> None:
+        """The kernel may block; where there is none (simulations), no thread is needed either."""
+        if isinstance(self.notifier, NoKernel):
+            await trio.lowlevel.checkpoint()
+            work()
+        else:
+            await trio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=limiter)
 
     async def _hold(self, inode: Inode) -> bool:
         if not inode.opens or inode.held or not inode.is_regular:
