@@ -53,6 +53,12 @@ def run(function: Callable[..., Awaitable[T]], *args: Any) -> T:
             raise (found if isinstance(found, CommandError) else CommandError(str(found))) from None
         if isinstance(found, KeyboardInterrupt):
             raise click.Abort from None
+        if isinstance(found, BrokenPipeError):  # whoever read the output has gone
+            raise found from None
+        if isinstance(found, OSError):
+            raise CommandError(
+                f"{found.filename}: {found.strerror}" if found.filename else str(found.strerror)
+            ) from None
         raise
 
 
