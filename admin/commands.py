@@ -34,6 +34,7 @@ def register_commands(leader: Leader, endpoints: dict[str, str]) -> None:
             "digest": commands.digest,
             "fsck": commands.fsck,
             "dump": commands.dump,
+            "scrub": commands.scrub,
         }
     )
 
@@ -90,6 +91,12 @@ class Commands:
 
     async def fsck(self, arguments: dict[str, Any]) -> Any:
         return await self._leader.upkeep.fsck(bool(arguments.get("drives", True)))
+
+    async def scrub(self, arguments: dict[str, Any]) -> Any:
+        """Begin a pass (`start`), or say how far it is."""
+        if arguments.get("start"):
+            self._leader.upkeep.scrubbing.now()
+        return self._leader.upkeep.scrubbing.report()
 
     async def dump(self, arguments: dict[str, Any]) -> Any:
         return await self._leader.upkeep.dump_now()

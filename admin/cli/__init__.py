@@ -21,6 +21,7 @@ _COMMANDS = {
     "nbd": ("nbd", "nbd"),
     "drive": ("drive", "drive"),
     "heal": ("drive", "heal"),
+    "scrub": ("scrub", "scrub"),
     "fsck": ("fsck", "fsck"),
     "credential": ("credential", "credential"),
     "metadata": ("metadata", "metadata"),

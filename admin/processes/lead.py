@@ -115,14 +115,17 @@ class Leader:
     async def _keep_lease(self) -> None:
         """Ask the root drives every T/8 whether they still obey; without a majority for T/2 nothing is answered."""
         while True:
-            asked_s = self.substrate.clock.boot_s()
-            if await self.register.confirm():
-                self._lease.confirmed(asked_s)
             await trio.sleep(self._lease.ask_every_s)
+            await self._confirm()
+
+    async def _confirm(self) -> None:
+        asked_s = self.substrate.clock.boot_s()
+        if await self.register.confirm():
+            self._lease.confirmed(asked_s)
 
     async def serve(self, middle: trio.Nursery) -> None:
         """Run the server and what lives beside it."""
-        self._lease.confirmed(self.substrate.clock.boot_s())  # claimed just now
+        await self._confirm()
         middle.start_soon(self._keep_lease)
         await middle.start(self.server.run)
         await middle.start(self.memory.serve, self.server.handle, self.server.events)

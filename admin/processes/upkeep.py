@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import trio
 
+from trivium.admin.processes.scrubbing import Scrubbing
 from trivium.cluster import logheal
 from trivium.cluster.errors import ClusterError
 from trivium.cluster.log import LogParts
@@ -103,6 +104,7 @@ class Upkeep:
         self._compacting = CompactLoop(
             leader.read, self._commit, leader.chunks, pool=lambda: leader.server.map.pools[0].id
         )
+        self.scrubbing = Scrubbing(leader)
         self._log_wake = trio.Event()
 
     async def start(self, nursery: trio.Nursery) -> None:
@@ -113,6 +115,7 @@ class Upkeep:
             self._heal_log,
             self._dump,
             self._stock,
+            self.scrubbing.run,
         ):
             nursery.start_soon(loop)
 
