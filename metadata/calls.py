@@ -74,9 +74,9 @@ class Calls:
                 self._leases.let_go(held_back)
                 finish(outcome)
 
-            self._writer.submit(Job(execute, finish_again, call.session, chunks, size))
+            self._writer.submit(Job(execute, finish_again, call.session, chunks, size, repeatable=True))
 
-        self._writer.submit(Job(execute, finish, call.session, chunks, size))
+        self._writer.submit(Job(execute, finish, call.session, chunks, size, repeatable=True))
 
     async def _after_recalls(
         self,

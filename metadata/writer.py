@@ -15,6 +15,7 @@ Invariants:
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -37,6 +38,9 @@ log = logging.getLogger(__name__)
 BATCH_CALLS = 256
 BATCH_BYTES = 512 * 1024  # of requests; patchsets are about as large
 COMMIT_HERE_BYTES = 16 * 1024  # patchsets up to this are committed in the event loop (about 50 us)
+HERE_CALLS, HERE_BYTES = 32, 256 * 1024  # batches up to this begin in the event loop
+HERE_S = 0.004  # what takes longer there is rolled back and runs again on the thread
+HERE_STEPS = 5000  # of SQLite's machine, between looks at the clock
 RETRY_S = 0.2  # between appends of a record in doubt
 
 Touched = set[tuple[int, bytes]]
@@ -59,13 +63,15 @@ class Outcome:
 
 @dataclass(slots=True)
 class Job:
-    """One call: `execute` runs on the writer thread in a savepoint, `finish` in the event loop after COMMIT."""
+    """One call: `execute` runs in a savepoint, in the event loop or on the writer thread, `finish` in the loop after
+    COMMIT."""
 
     execute: Callable[[Tx], Any]
     finish: Callable[[Outcome], None]
     session: int = 0
     chunks: Mapping[ChunkId, NewChunk] = field(default_factory=dict)
     size: int = 256  # of the request in bytes
+    repeatable: bool = False  # `execute` changes nothing but the database: it may be rolled back and run again
 
 
 class LeaseCheck:
@@ -110,7 +116,9 @@ class Writer:
         self._failure: Exception | None = None
         self._now = 0
         self._wal_pages = 0
+        self._hurry_until = 0.0
         db.set_wal_hook(self._on_wal)
+        db.set_progress_handler(self._takes_long, HERE_STEPS)
         self.seq = metalog.last_seq  # of the last record that is durable and committed
         self.schema = database.schema_version(db)
         self.batches = 0
@@ -179,7 +187,9 @@ class Writer:
 
     async def _serve(self, jobs: list[Job]) -> None:
         try:
-            batch = await self._executor.run(self._apply, jobs)
+            batch = self._apply_here(jobs) if _may_run_here(jobs) else None
+            if batch is None:
+                batch = await self._executor.run(self._apply, jobs)
         except BaseException as error:
             for job in jobs:
                 job.finish(Outcome(error=_as_refusal(error)))
@@ -199,6 +209,20 @@ class Writer:
         if self._wal_pages > database.WAL_PAGES:
             self._wal_pages = 0
             await self._executor.run(self._checkpoint)
+
+    def _apply_here(self, jobs: list[Job]) -> _Batch | None:
+        """In the event loop: a hop to the thread and back costs more than some statements, and the thread gives the
+        interpreter's lock away at each of them. None: it would take long; nothing has happened."""
+        self._hurry_until = time.perf_counter() + HERE_S
+        try:
+            return self._apply(jobs)
+        except apsw.InterruptError:
+            return None
+        finally:
+            self._hurry_until = 0.0
+
+    def _takes_long(self) -> bool:
+        return self._hurry_until != 0.0 and time.perf_counter() > self._hurry_until
 
     def _answer(self, batch: _Batch) -> None:
         self.batches += 1
@@ -230,7 +254,7 @@ class Writer:
         while self._queue:
             self._queue.popleft().finish(Outcome(error=Unavailable("this metadata server has stopped")))
 
-    # ---- on the writer thread -----------------------------------------------------------------------------
+    # ---- on the writer thread, or between two awaits of the loop --------------------------------------------
 
     def _apply(self, jobs: list[Job]) -> _Batch:
         """BEGIN, run as many of the jobs as fit one record, take the patchset. Without one the transaction ends."""
@@ -264,13 +288,13 @@ class Writer:
     def _run_jobs(self, jobs: list[Job], outcomes: list[Outcome], session: apsw.Session, now: int, seq: int) -> None:
         for job in jobs:
             outcome = self._run_job(job, now, seq)
-            if outcome.error is None and len(jobs) > 1 and session.changeset_size > RECORD_MAX and outcomes:
+            outcomes.append(outcome)  # before anything can fail: the caller retracts what it marked
+            if outcome.error is None and len(outcomes) > 1 and session.changeset_size > RECORD_MAX:
                 self._db.execute("ROLLBACK TO job")
                 self._db.execute("RELEASE job")
-                self._retract([outcome])
+                self._retract([outcomes.pop()])
                 break
             self._db.execute("RELEASE job")
-            outcomes.append(outcome)
 
     def _run_job(self, job: Job, now: int, seq: int) -> Outcome:
         """Run one job in savepoint `job`, which stays open for the caller."""
@@ -285,6 +309,8 @@ class Writer:
             outcome = Outcome(conflicts=conflicts)
         except (MetadataError, ClusterError) as error:
             outcome = Outcome(error=error)
+        except apsw.InterruptError:
+            raise
         except apsw.Error:
             if not db.in_transaction:  # SQLite rolled everything back (disk full): the whole batch is refused
                 raise
@@ -328,6 +354,12 @@ async def append(metalog: MetaLog, record: Record) -> None:
         except ClusterError as error:
             log.warning("append of record %d is in doubt, trying again: %s", record.seq, error)
             await trio.sleep(RETRY_S)
+
+
+def _may_run_here(jobs: list[Job]) -> bool:
+    return (
+        len(jobs) <= HERE_CALLS and all(job.repeatable for job in jobs) and sum(job.size for job in jobs) <= HERE_BYTES
+    )
 
 
 def _as_refusal(error: BaseException) -> Exception:

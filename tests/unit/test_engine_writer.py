@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from trivium.cluster.clock import InlineExecutor, TrioClock
 from trivium.cluster.errors import Fenced, Unavailable
 from trivium.metadata import database
 from trivium.metadata.digest import digest
+from trivium.metadata.leases import LeaseTable
 from trivium.metadata.messages import MetadataError
 from trivium.metadata.records import RECORD_MAX, Record
 from trivium.metadata.recovery import replay_log
@@ -219,3 +221,51 @@ def test_one_thread_runs_in_order_and_carries_errors(tmp_path: Path) -> None:
         thread.stop()
 
     trio.run(main)
+
+
+class Elsewhere(InlineExecutor):
+    """Knows whether it runs something."""
+
+    inside = False
+
+    async def run(self, fn: Callable[..., Any], *args: Any) -> Any:
+        self.inside = True
+        try:
+            return await super().run(fn, *args)
+        finally:
+            self.inside = False
+
+
+def test_a_call_that_takes_long_leaves_the_event_loop_and_happens_once(tmp_path: Path) -> None:
+    elsewhere = Elsewhere()
+    places: list[bool] = []
+    counting = "WITH RECURSIVE c (x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c WHERE x < ?) SELECT count(*) FROM c"
+
+    def execute(tx: Tx, steps: int) -> int:
+        places.append(elsewhere.inside)
+        tx.touch(7)
+        tx.run("INSERT INTO settings (name, value) VALUES (?, ?)", f"n{steps}", b"")
+        row = tx.one(counting, steps)
+        assert row is not None
+        return int(row[0])
+
+    async def main(writer: Writer, metalog: MemoryMetaLog) -> None:
+        leases = LeaseTable()
+        writer._leases = leases
+        outcomes: list[Outcome] = []
+        done = trio.Event()
+
+        def finish(outcome: Outcome) -> None:
+            outcomes.append(outcome)
+            if len(outcomes) == 2:
+                done.set()
+
+        for steps in (10, 1_000_000):
+            writer.submit(Job(partial(execute, steps=steps), finish, repeatable=True))
+        await done.wait()
+        assert [outcome.value for outcome in outcomes] == [10, 1_000_000]
+        assert places == [False, False, True, True]  # both begin in the loop; all of the batch again elsewhere
+        assert names(writer) == {"n10", "n1000000"}
+        assert leases.grant(1, 7, writer.seq)  # nothing is marked as changing any more
+
+    run(tmp_path, main, executor=elsewhere)
