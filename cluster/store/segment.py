@@ -13,6 +13,8 @@ from trivium.cluster.logfile import HEAD_SIZE, Scan, Tail
 from trivium.cluster.store.health import Health
 from trivium.cluster.wire import LogHead, LogState
 
+ZEROS = bytes(1 << 20)  # written ahead of the appends
+
 
 class Segment:
     def __init__(
@@ -25,6 +27,7 @@ class Segment:
         self._lock = threading.Lock()
         self._inode = files.fstat(fd).inode
         self._capacity = capacity or len(data)
+        self._zeroed = 0  # up to here the file's blocks are known to be written, not only allocated
         self.head = head
         self.sealed = name.endswith(".sealed")
         found = logfile.scan(memoryview(data)[HEAD_SIZE:], head.segment, head.first_seq, head.previous_hash)
@@ -139,12 +142,21 @@ class Segment:
                 self._clear()
             self._dirty_end = end  # until it is known to be durable
             self._files.write(self._fd, (data,), self._end)
+            self._zero_behind(end)
             self._health.sync_data(self._fd, self._what)
             self._still_named()
         shift = self._end - scan.offsets[known]
         self._offsets.extend(at + shift for at in scan.offsets[known:])
         self._end = self._dirty_end = end
         self._last_seq, self._last_hash = scan.last_seq, scan.last_hash
+
+    def _zero_behind(self, end: int) -> None:
+        """Allocated but unwritten extents are converted by the first sync after each append, which costs a commit of
+        the file system's journal every time: three appends side by side took 1.0 ms so, and 0.5 ms over zeros. A
+        mebibyte at a time, so that a restart, which begins a segment, does not wait for sixteen."""
+        if end > self._zeroed:
+            self._zeroed = min(self._capacity, end + len(ZEROS))
+            self._files.write(self._fd, (memoryview(ZEROS)[: self._zeroed - end],), end)
 
     def _clear(self) -> None:
         """Zero what an append left that was never answered, so that it cannot be mistaken for a later record."""

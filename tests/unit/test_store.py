@@ -391,6 +391,33 @@ def test_metadata_may_use_the_ballast() -> None:
     append(store, b"one")
 
 
+def test_a_new_log_segment_is_zeroed_ahead_of_its_appends_not_when_it_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files, written = RealFiles(), [0]
+    write = files.write
+
+    def counted(fd: int, buffers: tuple[bytes | memoryview, ...], offset: int) -> None:
+        written[0] += sum(len(buffer) for buffer in buffers)
+        write(fd, buffers, offset)
+
+    monkeypatch.setattr(files, "write", counted)
+    Store.format(files, str(tmp_path / "d0"), cluster=CLUSTER, drive=DRIVE, ballast=4096)
+    store = Store.open(files, str(tmp_path / "d0"), cluster=CLUSTER)
+    written[0] = 0
+    store.logs.create(HEAD, 16 << 20, space.METADATA)
+    assert written[0] <= 4096  # a restart makes one on each replica
+    last = append(store, b"one")
+    assert written[0] <= (1 << 20) + 8192
+    written[0] = 0
+    for seq in range(2, 100):
+        last = append(store, b"more", seq=seq, previous=last)
+    assert written[0] < 98 * 4096
+    append(store, bytes(1 << 20), seq=100, previous=last)
+    assert store.logs.stat(SEGMENT).last_seq == 100
+    store.close()
+
+
 @pytest.mark.parametrize(
     ("total", "free", "kind", "fits"),
     [
