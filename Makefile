@@ -4,7 +4,7 @@ PY := .venv/bin/python
 BIN := .venv/bin
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help setup setup-test demo test up bench soak lint lock clean
+.PHONY: help setup setup-test demo test up bench soak lint docs lock clean
 help:           ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
 
@@ -33,6 +33,9 @@ lint: setup-test ## ruff, mypy strict, layers
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs:           ## write docs/commands.md anew from the commands
+	$(PY) -m trivium.admin.cli.reference > docs/commands.md
 
 lock:           ## write requirements.lock anew from pyproject.toml
 	.venv/bin/uv pip compile --quiet --all-extras --no-header --no-annotate --no-emit-index-url pyproject.toml -o requirements.lock

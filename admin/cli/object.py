@@ -39,8 +39,8 @@ def object_group() -> None:
 
 @object_group.command("read")
 @click.argument("name", metavar="BUCKET/KEY")
-@click.option("--offset", type=click.IntRange(0), default=0, show_default=True)
-@click.option("--length", type=click.IntRange(0), default=None, help="[default: to the end]")
+@click.option("--offset", type=click.IntRange(0), default=0, show_default=True, help="First byte, counted from 0.")
+@click.option("--length", type=click.IntRange(0), default=None, help="How many bytes [default: to the end].")
 @connect_option
 def read(name: str, offset: int, length: int | None, data: DataDir) -> None:
     """Write bytes of BUCKET/KEY to standard output."""
@@ -65,7 +65,7 @@ def read(name: str, offset: int, length: int | None, data: DataDir) -> None:
 
 @object_group.command("write")
 @click.argument("name", metavar="BUCKET/KEY")
-@click.option("--offset", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--offset", type=click.IntRange(0), default=0, show_default=True, help="First byte, counted from 0.")
 @click.option("--length", type=click.IntRange(0), default=None, help="At most so many bytes [default: all].")
 @click.option(
     "--data-file", type=click.File("rb"), default="-", help="Where the bytes come from [default: standard input]."

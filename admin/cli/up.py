@@ -70,10 +70,19 @@ def _listen(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[s
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--detach", is_flag=True, help="Return once everything answers; stop with `trivium down`.")
 @click.option(
-    "--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True, envvar="LOG_FORMAT"
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    envvar="LOG_FORMAT",
+    help="Messages as lines for people or JSON objects [env: LOG_FORMAT].",
 )
 @click.option(
-    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    show_default=True,
+    help="Leave out what is less important.",
 )
 def up(data: Path | None, clean_slate: bool, yes: bool, detach: bool, **options: Any) -> None:
     """Run metadata, drives and S3 in this process, without configuration.
@@ -158,7 +167,9 @@ def _clean(directory: DataDir, yes: bool) -> None:
 
 
 @click.command()
-@click.option("--timeout", "timeout_s", type=float, default=60, show_default=True, metavar="SECONDS")
+@click.option(
+    "--timeout", "timeout_s", type=float, default=60, show_default=True, metavar="SECONDS", help="How long to wait."
+)
 @connect_option
 def down(timeout_s: float, data: DataDir) -> None:
     """Stop the pool at --connect cleanly; returns when it has stopped."""
