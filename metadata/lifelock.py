@@ -37,15 +37,13 @@ def release(path: str, fd: int) -> None:
 
 
 def is_dead(path: str) -> bool:
-    """Whether the process that held the lock has died. The file of a dead one is removed."""
+    """Whether the process that held the lock has died. The file stays: it is the proof until the end is a record."""
     try:
         fd = os.open(path, os.O_RDWR)
     except OSError:
         return False
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        with suppress(FileNotFoundError):
-            os.unlink(path)
         return True
     except BlockingIOError:
         return False
@@ -61,3 +59,13 @@ def path_of(session: int) -> str:
 def prover(directory: str) -> Callable[[int], bool]:
     """The server's `proof_of_death` for a data directory."""
     return lambda session: is_dead(os.path.join(directory, path_of(session)))
+
+
+def burier(directory: str) -> Callable[[int], None]:
+    """The server's `bury`: the end of a dead session is durable, nobody needs the proof any more."""
+
+    def bury(session: int) -> None:
+        with suppress(FileNotFoundError):
+            os.unlink(os.path.join(directory, path_of(session)))
+
+    return bury

@@ -34,6 +34,7 @@ from trivium.metadata.writer import Writer
 log = logging.getLogger(__name__)
 
 TIMEOUT_S = 20.0  # T
+PROOFS, PROOF_PAUSE_S = 4, 0.05  # looks for a proof of death: a process that was killed closes its files one by one
 Queries = Mapping[type, Callable[[Reader, Any], Any]]
 AdminCommand = Callable[[dict[str, Any]], Awaitable[Any]]
 DONE = encode(messages.Done())
@@ -57,6 +58,7 @@ class MetadataServer:
         unfit: Callable[[], frozenset[bytes]] = frozenset,
         down: Callable[[], frozenset[bytes]] = frozenset,
         proof_of_death: Callable[[int], bool] = lambda session: False,
+        bury: Callable[[int], None] = lambda session: None,
         admin_allowed: Callable[[Peer], bool] = lambda peer: True,
         entitled: Callable[[], bool] = lambda: True,
         readers: int = 2,
@@ -77,6 +79,7 @@ class MetadataServer:
         self._unfit = unfit
         self._down = down
         self._proof_of_death = proof_of_death
+        self._bury = bury
         self._admin_allowed = admin_allowed
         self._entitled = entitled  # the leader's lease: asked before each answer
         self.incarnation = random.randbytes(8)
@@ -87,6 +90,8 @@ class MetadataServer:
         self.readers = Readers(path, executor=executor, clock=clock, count=readers)
         self.admin_commands: dict[str, AdminCommand] = {"engine": self._engine_status}
         self._grace_over = trio.Event()
+        self._suspected: dict[int, int] = {}  # sessions that may have died just now: how often to look for a proof
+        self._alarm = trio.Event()
         self._serving = False
         self.writer: Writer
         self.groups: OpenGroups
@@ -145,6 +150,7 @@ class MetadataServer:
             session = Session(id, client, host, started, floor, bool(leased), heard=now)
             load(session, [row[1:] for row in slot_rows if row[0] == id], LOST)
             self.sessions.add(session)
+            self._suspect(id)  # whoever died together with the server's earlier life holds up nobody
         self.leases.await_reclaim(s.id for s in self.sessions.all() if s.leased)
 
     async def _watch(self) -> None:
@@ -156,12 +162,23 @@ class MetadataServer:
             for id in self._suspects(now):
                 if await self._executor.run(self._proof_of_death, id):
                     await self.end_session(id, "its process has died")
+                    await self._executor.run(self._bury, id)
             await self.groups.refresh()
-            await trio.sleep(self.sessions.timeout_s / 16)
+            with trio.move_on_after(PROOF_PAUSE_S if self._suspected else self.sessions.timeout_s / 16):
+                await self._alarm.wait()
+            self._alarm = trio.Event()
 
     def _suspects(self, now_s: float) -> set[int]:
         silent = {s.id for s in self.sessions.all() if not s.ending and now_s - s.heard > self.sessions.timeout_s / 4}
-        return silent | self.leases.unreclaimed
+        suspected = set(self._suspected)
+        self._suspected = {id: left - 1 for id, left in self._suspected.items() if left > 1}
+        return silent | suspected | self.leases.unreclaimed
+
+    def _suspect(self, session: int) -> None:
+        """Its events have no reader any more: as a rule the process has just died, or is about to reconnect."""
+        if self.sessions.is_live(session):
+            self._suspected[session] = PROOFS
+            self._alarm.set()
 
     def _check_grace(self) -> None:
         if not self.leases.unreclaimed:
@@ -215,8 +232,11 @@ class MetadataServer:
         if not self.sessions.is_live(session):
             yield encode(messages.Ended("the session is not known"))
             return
-        async for event in self.recalls.stream(session):
-            yield event
+        try:
+            async for event in self.recalls.stream(session):
+                yield event
+        finally:
+            self._suspect(session)
 
     async def _answer(self, peer: Peer, body: bytes) -> bytes:
         if not self._serving or self.writer.failed:

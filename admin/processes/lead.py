@@ -110,6 +110,7 @@ class Leader:
             down=self.substrate.watch.down,
             entitled=lambda: self._lease.valid(self.substrate.clock.boot_s()),
             proof_of_death=lifelock.prover(str(self.data.path)),
+            bury=lifelock.burier(str(self.data.path)),
         )
 
     async def _keep_lease(self) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from tests.fakes.engineworld import World, run_seeded
 from tests.fakes.metadata import memory_client, memory_metadata
@@ -18,7 +19,20 @@ from trivium.cluster.errors import Unavailable
 from trivium.cluster.wire import Service
 from trivium.metadata import lifelock, messages
 from trivium.metadata.client import MetadataClient
-from trivium.metadata.messages import ROOT_INO, Call, Create, GetAttr, Lookup, MetadataError, SetAttr, Unlink
+from trivium.metadata.messages import (
+    ROOT_INO,
+    Call,
+    CloseVolume,
+    Create,
+    CreateVolume,
+    GetAttr,
+    Lookup,
+    MetadataError,
+    OpenVolume,
+    SetAttr,
+    Unlink,
+    VolumeState,
+)
 
 
 def run(main: Callable[[], Awaitable[object]], seed: int = 1) -> None:
@@ -357,6 +371,57 @@ def test_a_proof_of_death_ends_the_grace_at_once(tmp_path: Path) -> None:
                 await writer.call(SetAttr(ino, mode=0o600))
                 assert trio.current_time() - began < 1
                 nursery.cancel_scope.cancel()
+
+    run(main)
+
+
+def test_a_killed_process_delays_nobody(tmp_path: Path) -> None:
+    """When its events lose their reader, or when a server starts, the server looks for the proof: a volume that the
+    dead one had leased goes to the next at once, whether the server was killed with it or not."""
+
+    async def killed(world: World) -> None:
+        """A client with a volume's lease and a cached inode, that ends as if by kill -9."""
+        async with trio.open_nursery() as short:
+            client = MetadataClient(
+                world.connect, client="k", random=random.Random(1), clock=world.clock, run_directory=str(tmp_path)
+            )
+            await short.start(client.run)
+            await client.call(OpenVolume("v"))
+            await trio.testing.wait_all_tasks_blocked()  # its subscription has arrived
+            os.close(client._lock_fd)
+            client._lock_fd, client._welcome = -1, None
+            short.cancel_scope.cancel()
+
+    async def main() -> None:
+        world = World(str(tmp_path))
+        world.options |= {
+            "proof_of_death": lifelock.prover(str(tmp_path)),
+            "bury": lifelock.burier(str(tmp_path)),
+        }
+        async with trio.open_nursery() as nursery:
+            writer = MetadataClient(world.connect, client="w", random=random.Random(2), clock=world.clock)
+
+            async def take_the_lease() -> VolumeState:
+                began = trio.current_time()
+                while True:
+                    try:
+                        (state,) = await writer.call(OpenVolume("v"))
+                        return state
+                    except MetadataError as error:
+                        assert error.code == "EBUSY" and trio.current_time() - began < 1, error
+                        await trio.sleep(0.01)
+
+            async with world.serving():
+                await nursery.start(writer.run)
+                (info,) = await writer.call(CreateVolume("v", 1 << 20))
+                await killed(world)
+                state = await take_the_lease()
+                await writer.call(CloseVolume(info.id, state.lease))
+                await killed(world)
+            async with world.serving():  # the same, with a server that starts
+                await take_the_lease()
+            assert not list((tmp_path / "run" / "sessions").iterdir())
+            nursery.cancel_scope.cancel()
 
     run(main)
 
