@@ -193,7 +193,10 @@ def soak(rounds: int, seed: int) -> None:
         run.start()
         for number in range(1, rounds + 1):
             victim = run.round()
-            print(f"soak: {number}/{rounds} killed {victim}; answered {run.answered()}", flush=True)
+            print(
+                f"{time.strftime('%H:%M:%S')} soak: {number}/{rounds} killed {victim}; answered {run.answered()}",
+                flush=True,
+            )
             if number % CHECK_EVERY == 0 or number == rounds:
                 run.check()
                 note(seed=seed, round=number, kills=number - noted, answered=run.answered())

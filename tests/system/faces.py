@@ -22,6 +22,7 @@ from tests.system.pool import SystemPool
 ABSENT = "absent"
 SYSTEM_PYTHON = "/usr/bin/python3"  # libnbd's bindings are the system's
 HERE = Path(__file__).parent
+SLOW_S = 6.0  # a step that takes longer is told
 
 
 class Breach(Exception):
@@ -439,4 +440,7 @@ class Worker(threading.Thread):
                     self.breach = f"{face.name}: {error!r} although nothing that it needs was killed"
                     return
                 time.sleep(0.05)
-            self.longest_s = max(self.longest_s, time.monotonic() - began)
+            took_s = time.monotonic() - began
+            self.longest_s = max(self.longest_s, took_s)
+            if took_s > SLOW_S:
+                print(f"{time.strftime('%H:%M:%S')} {face.name}: a step took {took_s:.1f} s", flush=True)
