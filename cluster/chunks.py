@@ -27,7 +27,7 @@ from trivium.cluster.nodes import Nodes
 from trivium.cluster.pieces import SMALL, Draft, Order, PieceData, Stored, Written, draft, pack
 from trivium.cluster.placedcache import PlacedCache
 from trivium.cluster.reader import ChunkReader
-from trivium.cluster.shardreader import ShardReader
+from trivium.cluster.shardreader import AtHand, ShardReader
 from trivium.cluster.writer import ChunkWriter
 
 __all__ = ["Chunks", "PieceData", "Stored"]
@@ -188,6 +188,11 @@ class Chunks:
         """The verified bytes of `ref`. Raises NotFound (no such chunk), Unavailable, ChunkLost."""
         known = placed or self._known.get(ref.chunk) or (await self._locate((ref.chunk,)))[0]
         return await self._read(ref, known)
+
+    async def at_hand(self, ref: Ref, *, placed: Placed | None = None) -> AtHand:
+        """Open the data shards of the ref's chunk that are on this host, for threads to read: see AtHand."""
+        known = placed or self._known.get(ref.chunk) or (await self._locate((ref.chunk,)))[0]
+        return await self._shards.at_hand(known)
 
     async def get_many(
         self, refs: Sequence[Ref], placed: Iterable[Placed | None] | Mapping[ChunkId, Placed] | None = None

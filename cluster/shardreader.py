@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 import trio
@@ -54,6 +55,15 @@ class OpenedShard:
     used: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class AtHand:
+    """A chunk's data shards that are open here: a thread may read them by itself. Descriptors close with their last
+    reference."""
+
+    shard_size: int
+    shards: dict[int, OpenedShard]
+
+
 def check_identity(header: ShardHeader, placed: Placed, index: int, cluster: bytes) -> None:
     """Raise Corrupt unless the header is of exactly this shard of exactly this put."""
     spec, group = header.spec, placed.group
@@ -84,6 +94,25 @@ class ShardReader:
         if entry is None or entry.descriptor is None or entry.header.spec.nonce != placed.nonce:
             return None
         return entry
+
+    async def at_hand(self, placed: Placed) -> AtHand:
+        """The chunk's data shards that this host has, opened, for readers of their own."""
+        drives, k = placed.group.drives, placed.group.k
+
+        async def open_one(index: int) -> None:
+            with suppress(ClusterError, OSError):  # whoever reads it finds out, and says so
+                entry = await self._open(drives[index], placed, index)
+                if entry is not None:
+                    self._remember(_key(drives[index], placed, index), entry)
+
+        async with trio.open_nursery() as nursery:
+            for index in range(k):
+                here = self._nodes.is_local(drives[index]) and self._nodes.is_up(drives[index])
+                if here and not placed.missing >> index & 1 and self.opened(placed, index) is None:
+                    nursery.start_soon(open_one, index)
+        found = ((index, self.opened(placed, index)) for index in range(k))
+        shards = {index: entry for index, entry in found if entry is not None}
+        return AtHand(shard_size(placed.length, k), shards)
 
     async def read_cached(self, placed: Placed, plan: Plan, buffer: memoryview) -> list[int]:
         """Fill in what open descriptors give without waiting for a disk. Returns the shards still to be read."""

@@ -9,6 +9,7 @@ import trio
 
 from trivium.cluster.chunks import PieceData, Stored
 from trivium.cluster.model import ChunkKind, ClusterMap, NewChunk, Placed, Ref
+from trivium.cluster.shardreader import AtHand
 from trivium.metadata.messages import VolumeState
 
 
@@ -39,6 +40,10 @@ class ChunkStore(Protocol):
     ) -> Stored: ...
 
     async def get(self, ref: Ref, *, placed: Placed | None = None) -> memoryview: ...
+
+    async def at_hand(self, ref: Ref, *, placed: Placed | None = None) -> AtHand:
+        """Open data shards of the chunk, which threads may read by themselves. May be none."""
+        ...
 
     def settle(self, stored: Stored) -> None: ...
 

@@ -256,14 +256,23 @@ class VolumeCore:
                 return segment.logged_write
         return self.accepted
 
-    def take_unlogged(self) -> list[Batch]:
-        """What a flush has to append to the log now. Until logged() or untake() it is not taken again."""
-        batches: list[Batch] = []
+    def must_seal(self) -> bool:
+        """Whether the open segment has more to be made durable than the log is meant for."""
+        with self.lock:
+            return self.open is not None and self.open.unlogged_blocks() > LOG_REST_BLOCKS
+
+    def seal_open(self) -> None:
+        """Let that become a chunk now, unless too many wait already (then one of those is what is waited for)."""
         with self.lock:
             if self.open is not None and self.open.unlogged_blocks() > LOG_REST_BLOCKS and len(self.full) < MAX_FULL:
                 self.full.append(self.open)
                 self.open = None
                 self.on_full()
+
+    def take_unlogged(self) -> list[Batch]:
+        """What a flush has to append to the log now. Until logged() or untake() it is not taken again."""
+        batches: list[Batch] = []
+        with self.lock:
             for segment in (*self.full, *((self.open,) if self.open is not None else ())):
                 if segment.taken == len(segment.extents):
                     continue

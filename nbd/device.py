@@ -53,6 +53,7 @@ class Device:
         self.volume = volume
         self._core = volume.core
         self._bridge = bridge
+        self._direct = volume.reader.direct
 
     @property
     def size(self) -> int:
@@ -68,6 +69,9 @@ class Device:
             if not core.usable():
                 self._bridge.call(self.volume.until_usable)
             misses = core.read(offset, buffer)
+            if misses:
+                read = self._direct.read
+                misses = [miss for miss in misses if not read(miss, buffer)]
             if misses:
                 self._bridge.call(self.volume.finish_read, offset, buffer, misses)
         except _CAUGHT as error:

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 import trio
 
+from trivium.cluster.errors import ClusterError
 from trivium.cluster.model import Ref
 from trivium.nbd.backend import ChunkStore
 from trivium.nbd.cache import GRANULE, GRANULE_SHIFT
 from trivium.nbd.core import Miss, VolumeCore
+from trivium.nbd.direct import IDLE_S, DirectReader
+from trivium.nbd.map import BLOCK_SHIFT, is_flat
 from trivium.nbd.together import together
 
 GRANULES_MAX = 16  # of one get: 1 MiB
+OPENERS = 2
+OPEN_QUEUE = 64
+AHEAD_BYTES = 256 * 1024  # reads of this size are taken for sequential ones
+AHEAD_BLOCKS = 4096  # 16 MiB
 
 
 class Moved(Exception):
@@ -25,6 +33,9 @@ class ChunkReader:
     def __init__(self, core: VolumeCore, chunks: ChunkStore) -> None:
         self._core = core
         self._chunks = chunks
+        self.direct = DirectReader()  # what was opened here, threads read by themselves from then on
+        self._to_open: dict[int, None] = {}
+        self._more = trio.Event()
         self._coming: dict[tuple[int, int], trio.Event] = {}
 
     async def fill(self, misses: Sequence[Miss], out: memoryview) -> None:
@@ -66,6 +77,7 @@ class ChunkReader:
             self._coming[number, granule] = event
         try:
             data = await self._chunks.get(Ref(info.ref.chunk, info.ref.offset + begin, end - begin))
+            self.open_soon(number)
         finally:
             for granule in mine:
                 del self._coming[number, granule]
@@ -74,3 +86,44 @@ class ChunkReader:
             for at in range(0, len(data), GRANULE):
                 self._core.cache.add_granule(number, first + (at >> GRANULE_SHIFT), data[at : at + GRANULE])
         return begin, data
+
+    # ---- opening for threads --------------------------------------------------------------------------------
+
+    def open_soon(self, number: int) -> None:
+        """Later reads of this chunk need not come here, where its shards are on this host."""
+        if len(self._to_open) < OPEN_QUEUE and not self.direct.knows(number):
+            self._to_open[number] = None
+            self._more.set()
+
+    def open_ahead(self, block: int) -> None:
+        """Somebody reads large ranges up to here: probably the next ones, too."""
+        count = min(AHEAD_BLOCKS, (self._core.size >> BLOCK_SHIFT) - block)
+        if count > 0:
+            for _, _, entry in self._core.lookup(block, count):
+                if not is_flat(entry) and entry >> 16 in self._core.table:
+                    self.open_soon(entry >> 16)
+
+    async def run(self) -> None:
+        """Open what is asked for, let go of what nobody uses, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._sweep)
+            for _ in range(OPENERS):
+                nursery.start_soon(self._open)
+
+    async def _sweep(self) -> None:
+        while True:
+            await trio.sleep(IDLE_S)
+            self.direct.sweep()
+
+    async def _open(self) -> None:
+        while True:
+            while not self._to_open:
+                self._more = trio.Event() if self._more.is_set() else self._more
+                await self._more.wait()
+            number = next(iter(self._to_open))
+            del self._to_open[number]
+            info = self._core.table.get(number)
+            if info is None or info.ref.offset or self.direct.knows(number):
+                continue
+            with suppress(ClusterError):
+                self.direct.publish(number, await self._chunks.at_hand(info.ref))

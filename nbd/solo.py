@@ -22,6 +22,7 @@ class SoloChunks:
         self._chunks = chunks
         self._one = trio.Lock()
         self.get = chunks.get
+        self.at_hand = chunks.at_hand
         self.settle = chunks.settle
         self.give_up = chunks.give_up
 

@@ -39,7 +39,7 @@ from trivium.nbd.errors import Busy, Displaced, Full
 from trivium.nbd.journal import TRIM, ZERO
 from trivium.nbd.leased import DEFAULTS, Leased, Tuning
 from trivium.nbd.map import BLOCK, BLOCK_SHIFT
-from trivium.nbd.reader import ChunkReader, Moved
+from trivium.nbd.reader import AHEAD_BYTES, ChunkReader, Moved
 from trivium.nbd.recovery import Recovered, recover
 from trivium.nbd.sealer import Sealer
 
@@ -47,6 +47,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 DIRTY_S = 1.0  # unlogged writes are logged after at most about twice this long
+GATHER_S = 0.001
+GATHER_TURNS = 8
 SPACE_PERIOD_S = 2.0
 SPACE_MIN = 64 * MIB  # less room for client data than this: writes are refused
 
@@ -86,6 +88,7 @@ class Volume:
         self.cleaner = Cleaner(self.held)
         self._must_checkpoint = recovered.must_checkpoint
         self._appending = False
+        self._gathering = False
         self._background = trio.CancelScope()
 
     @classmethod
@@ -136,6 +139,8 @@ class Volume:
 
     async def finish_read(self, offset: int, out: memoryview, misses: Sequence[Miss]) -> None:
         """Fetch what core.read() did not have."""
+        if len(out) >= AHEAD_BYTES:
+            self.reader.open_ahead((offset + len(out)) >> BLOCK_SHIFT)
         pause_s = 0.05
         lost = 0
         while misses:
@@ -253,12 +258,32 @@ class Volume:
         while self.core.durable() < target:
             self.held.check()
             changed = self.held.changed
+            if not self._appending and not self._gathering and self.core.must_seal():
+                await self._gather()
+                continue
             batches = [] if self._appending else self.core.take_unlogged()
             if batches:
                 await self._append(batches)
             else:
                 await changed.wait()
         self.held.check()
+
+    async def _gather(self) -> None:
+        """Much is to be made durable, and whoever writes it may be about to write more (the answers to the last group
+        are just out): chunks of its own for each write would cost several times as much."""
+        self._gathering = True
+        core = self.core
+        try:
+            for _ in range(GATHER_TURNS if core.write_through else 0):
+                before = core.accepted
+                await trio.sleep(GATHER_S)
+                if core.accepted == before:
+                    break
+            await self.held.until(lambda: not (core.write_through and core.full and core.must_seal()))
+            core.seal_open()
+        finally:
+            self._gathering = False
+            self.kick()
 
     async def _append(self, batches: list[Batch]) -> None:
         assert self._log is not None
@@ -289,7 +314,7 @@ class Volume:
         """Seal, log, checkpoint and clean until cancelled or failed. Started when it may take requests."""
         if self._log is None or self._sealer is None:
             task_status.started()
-            await trio.sleep_forever()
+            await self.reader.run()
             return
         async with trio.open_nursery() as nursery:
             await nursery.start(self._log.run)
@@ -300,6 +325,7 @@ class Volume:
             task_status.started()
             with self._background:
                 async with trio.open_nursery() as background:
+                    background.start_soon(self.reader.run)
                     background.start_soon(self._log_regularly)
                     background.start_soon(self._watch_space)
                     background.start_soon(self._checkpoint_regularly, self._sealer)
