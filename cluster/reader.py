@@ -21,7 +21,7 @@ from trivium.cluster.background import Background
 from trivium.cluster.catalog import Catalog
 from trivium.cluster.clock import Executor
 from trivium.cluster.errors import ChunkLost, ClusterError, Corrupt, NotFound, Refused, Unavailable
-from trivium.cluster.model import Placed
+from trivium.cluster.model import ChunkKind, Placed
 from trivium.cluster.nodes import Nodes
 from trivium.cluster.rangeread import Exhausted, RangeRead, Source
 from trivium.cluster.ranges import Plan, plan
@@ -96,7 +96,7 @@ class ChunkReader:
 
     async def _search(self, placed: Placed, layout: Plan, first: Exhausted, staged: bool) -> memoryview:
         (fresh,) = await self._catalog.locate((placed.chunk,), fresh=True)
-        if fresh is None and not staged:
+        if fresh is None and not staged and placed.kind != ChunkKind.DUMP:  # a dump's chunks have no rows
             raise NotFound(f"there is no chunk {placed.chunk}")
         if fresh is not None and fresh != placed:
             if (fresh.nonce, fresh.length) != (placed.nonce, placed.length):

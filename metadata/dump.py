@@ -26,7 +26,7 @@ import msgspec
 import trio
 
 from trivium.cluster.clock import Clock, Executor
-from trivium.cluster.errors import ClusterError, Corrupt, Unavailable
+from trivium.cluster.errors import ChunkLost, ClusterError, Corrupt, NotFound, Unavailable
 from trivium.cluster.hashing import blake128
 from trivium.cluster.model import ChunkId, ChunkKind, DumpEntry, Group, NewChunk, Placed, Ref
 from trivium.cluster.pieces import PieceData
@@ -42,6 +42,7 @@ PERIOD_S = 3600.0  # with changes
 CHECK_S = 30.0
 PIECE_BYTES = 4 << 20
 NOBODY = bytes(16)
+LOST = (NotFound, ChunkLost, Corrupt)  # what waiting does not bring back
 
 
 class ChunkStore(Protocol):
@@ -115,9 +116,14 @@ class Dumper:
         return frozenset(self._held)
 
     async def load(self) -> None:
-        """Learn what the root's dumps are made of. Nothing may be collected before."""
+        """Learn what the root's dumps are made of. Nothing may be collected before. A dump that is lost for good is
+        no reason to wait: another one is written soon. Unavailable: later again."""
         for entry in self._parts.root.dumps():
-            self._note(entry.index, await read_index(self._parts.chunks, entry))
+            try:
+                self._note(entry.index, await read_index(self._parts.chunks, entry))
+            except LOST as error:
+                log.error("the dump of record %d is lost, another one is written: %s", entry.seq, error)
+                self.asked.set()
 
     async def run(self) -> None:
         """Write a dump whenever one is due; none at start."""
@@ -145,29 +151,38 @@ class Dumper:
             with _beside(self._parts.path) as folder:
                 copy = os.path.join(folder, "dump.db")
                 seq, chain_hash, wanted = await self._parts.executor.run(snapshot, self._parts.path, copy)
-                await self._prove(os.path.join(folder, "proof.db"), seq, chain_hash, wanted)
+                base = await self._prove(os.path.join(folder, "proof.db"), seq, chain_hash, wanted)
                 entry = await self._store(copy, seq, chain_hash, wanted)
             dumps = self._parts.root.dumps()
-            await self._parts.root.set_dumps((*dumps, entry)[-2:])
+            await self._parts.root.set_dumps((entry,) if base is None else (base, entry))
             self._bytes_then, self._time_then = logged, began
-            if len(dumps) >= 1:
-                await self._parts.metalog.trim(dumps[-1].seq)
-            for old in dumps[:-1]:
-                await self._drop(old)
+            if base is not None:
+                await self._parts.metalog.trim(base.seq)
+            for old in dumps:
+                if old != base:
+                    await self._drop(old)
             return entry
 
     # ---- inside ---------------------------------------------------------------------------------------------
 
-    async def _prove(self, path: str, seq: int, chain_hash: bytes, wanted: bytes) -> None:
-        """Build the same state from the older dump and the log; DumpRefused when it is another."""
+    async def _prove(self, path: str, seq: int, chain_hash: bytes, wanted: bytes) -> DumpEntry | None:
+        """Build the same state from the newest dump that reads (or nothing) and the log; answers that dump.
+        DumpRefused when it is another state."""
         parts = self._parts
-        dumps = parts.root.dumps()
-        if dumps:
-            await restore(parts.chunks, dumps[-1], path, parts.executor)
+        base: DumpEntry | None = None
+        for entry in reversed(parts.root.dumps()):
+            try:
+                await restore(parts.chunks, entry, path, parts.executor)
+                base = entry
+                break
+            except LOST as error:
+                log.error("the dump of record %d cannot be read: %s", entry.seq, error)
+                await parts.executor.run(_truncate, path)
         await recovery.replay_log(path, parts.metalog, parts.executor, upto=seq)
         have = await parts.executor.run(_state, path)
         if have != (seq, chain_hash, wanted):
             raise DumpRefused(f"the database at record {seq} is not what the last dump and the log make of it")
+        return base
 
     async def _store(self, copy: str, seq: int, chain_hash: bytes, wanted: bytes) -> DumpEntry:
         stored: list[Any] = []

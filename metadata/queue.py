@@ -83,12 +83,26 @@ def add_orphan(tx: Tx, chunk: ChunkId, index: int, drive: bytes) -> bool:
         return False
     kind = CHUNK if row is None else LEFTOVER
     queued = tx.one(
-        "SELECT seq FROM queue WHERE kind IN (1, 3) AND session = ? AND counter = ?", chunk.session, chunk.counter
+        "SELECT kind, drives, pending FROM queue WHERE kind IN (1, 3) AND session = ? AND counter = ?", *_key(chunk)
     )
-    if queued is not None:
-        return False  # its turn comes with a later inventory
-    drives = bytes(16) * index + drive
-    _insert(tx, kind, chunk.session, chunk.counter, drives, b"", pending=1 << index)
+    if queued is None:
+        _insert(tx, kind, *_key(chunk), bytes(16) * index + drive, b"", pending=1 << index)
+        return True
+    return queued[0] == kind and _add_place(tx, chunk, kind, list(split_drives(queued[1])), queued[2], index, drive)
+
+
+def _add_place(
+    tx: Tx, chunk: ChunkId, kind: int, drives: list[bytes], pending: int, index: int, drive: bytes
+) -> bool:
+    """One more file of a chunk that is queued already (an orphan has a file on each of its drives)."""
+    drives += [bytes(16)] * (index + 1 - len(drives))
+    if pending >> index & 1:
+        return False  # of another drive: its turn comes with a later inventory
+    drives[index] = drive
+    tx.run(
+        "UPDATE queue SET seq = ?, drives = ?, pending = ? WHERE kind = ? AND session = ? AND counter = ?",
+        *(tx.seq, b"".join(drives), pending | 1 << index, kind, *_key(chunk)),
+    )
     return True
 
 

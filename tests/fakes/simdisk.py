@@ -214,9 +214,10 @@ class SimFiles:
         if isinstance(file, _Folder):
             raise _error(errno.EISDIR)
         file.links -= 1
+        if not file.links:
+            self._used -= len(file.data)
         del parent.entries[name]
         parent.change()
-        self._recount()
 
     def remove_folder(self, folder: int, name: str) -> None:
         self._step("remove_folder", name)

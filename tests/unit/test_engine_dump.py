@@ -32,13 +32,15 @@ class DictChunks:
 
     def __init__(self) -> None:
         self.data: dict[ChunkId, bytes] = {}
+        self.counter = 0
         self.missing = 0
         self.given_up: list[ChunkId] = []
         self.settled: list[ChunkId] = []
 
     async def put(self, pool: int, pieces: Sequence[PieceData], *, kind: int, reserve_class: int) -> Any:
         await trio.lowlevel.checkpoint()
-        chunk = ChunkId(9, len(self.data) + 1)
+        self.counter += 1
+        chunk = ChunkId(9, self.counter)
         data = bytes(pieces[0].data)  # type: ignore[arg-type]
         self.data[chunk] = data
         new = NewChunk(chunk, b"n" * 16, GROUP.id, GROUP.digest, len(data), self.missing, int(kind))
@@ -208,5 +210,29 @@ def test_a_dump_that_reads_back_otherwise_is_not_named(tmp_path: Path) -> None:
         with pytest.raises(Exception, match="does not have the bytes"):
             await it.dumper.write()
         assert it.root.entries == ()
+
+    trio.run(main)
+
+
+def test_a_lost_dump_is_no_reason_to_write_no_other(tmp_path: Path) -> None:
+    """The older of two dumps lost too many shards: the newer one is loaded, proves the next, and the lost one goes."""
+
+    async def main() -> None:
+        it = await bench(tmp_path)
+        for name in "ab":
+            it.change(name)
+            await it.dumper.write()
+        first, second = it.root.entries
+        del it.chunks.data[first.index.chunk]
+        again = Dumper(it.dumper._parts)
+        await again.load()
+        assert again.asked.is_set() and second.index.chunk in again.held()
+        it.change("c")
+        third = await again.write()
+        assert it.root.entries == (second, third)
+        del it.chunks.data[third.index.chunk]  # the newest is lost: the log goes back to the older one
+        it.change("d")
+        fourth = await again.write()
+        assert it.root.entries == (second, fourth) and it.metalog.trimmed == second.seq
 
     trio.run(main)

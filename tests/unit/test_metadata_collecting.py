@@ -135,6 +135,22 @@ def test_an_orphan_is_a_place_that_no_row_names() -> None:
     assert not queue.page(db.reader(), 1 << 60, 10)
 
 
+def test_an_orphan_is_queued_with_all_of_its_files() -> None:
+    """One inventory is enough for a put that died with all of its shards on the drives."""
+    db = MetaDb()
+    stray = ChunkId(SESSION, 77)
+    settle(db, 100)
+    assert db.run(lambda tx: queue.add_orphan(tx, stray, 3, DRIVES[0]))
+    assert db.run(lambda tx: queue.add_orphan(tx, stray, 0, DRIVES[1]))
+    assert db.run(lambda tx: queue.add_orphan(tx, stray, 4, DRIVES[2]))
+    assert not db.run(lambda tx: queue.add_orphan(tx, stray, 4, DRIVES[3]))  # that place's turn comes later
+    (row,) = queue.page(db.reader(), 1 << 60, 10)
+    assert row.places() == [(0, DRIVES[1]), (3, DRIVES[0]), (4, DRIVES[2])]
+    for index, _ in row.places():
+        db.run(lambda tx, bit=1 << index, row=row: queue.confirm(tx, *row[:4], bit))
+    assert not queue.page(db.reader(), 1 << 60, 10)
+
+
 # ---- volumes ----------------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,245 @@
+"""One schedule of a whole pool: clients at work, misfortunes, then the proofs.
+
+Proofs after every restart (rows are sound) and at the end: all heals; every name has an allowed value, read by a client
+that knows nothing; deleted names are not listed; each row's shards are on their drives; dump and log make the database;
+no file is left that nothing names; and once more all of it with m drives wiped, the machine without power and the local
+database gone.
+"""
+
+from __future__ import annotations
+
+import random
+import tempfile
+from contextlib import suppress
+
+import trio
+
+from tests.simulation.network import LATE_S, Weather
+from tests.simulation.runner import Trace
+from tests.simulation.simclients import BUCKET, FILES, Files, Objects, check_listing, check_object, read_object
+from tests.simulation.simmodel import Model
+from tests.simulation.world import Client, World
+from trivium.cluster.errors import ClusterError
+from trivium.metadata import inventory
+from trivium.metadata.dump import DumpRefused
+from trivium.metadata.messages import CreateBucket, GetBucket, MetadataError
+
+
+class Run:
+    def __init__(self, rng: random.Random, world: World, trace: Trace) -> None:
+        self.rng, self.world, self.trace = rng, world, trace
+        self.objects, self.files = Model(), Model()
+        self.clients: list[Client] = []
+        self.lanes = 0
+        self.over = False
+        self.flipping: bytes | None = None  # the one drive that rots
+
+    # ---- clients ----------------------------------------------------------------------------------------------
+
+    async def client_machine(self, number: int) -> None:
+        """Clients one after another; some crash, some say goodbye, some work to the end of the schedule."""
+        while not self.over:
+            client = await self.world.client(f"c{number}")
+            self.clients.append(client)
+            with trio.CancelScope() as work:
+                client_over = self._watch(client, work)
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(client_over)
+                    await self._work(client)
+                    nursery.cancel_scope.cancel()
+            if not client.dead:
+                client.scope.cancel()
+            await trio.sleep(LATE_S + 2)
+
+    def _watch(self, client: Client, work: trio.CancelScope):  # type: ignore[no-untyped-def]
+        async def watch() -> None:
+            while not client.dead:
+                await trio.sleep(0.05)
+            work.cancel()
+
+        return watch
+
+    async def _work(self, client: Client) -> None:
+        parent = (await client.metadata.ask(GetBucket(FILES))).ino
+        async with trio.open_nursery() as lanes:
+            for _ in range(2):
+                self.lanes += 1
+                objects = Objects(client, self.objects, f"o{self.lanes}", random.Random(self.rng.random()))
+                lanes.start_soon(objects.run, self._length())
+            self.lanes += 1
+            files = Files(client, self.files, f"f{self.lanes}", random.Random(self.rng.random()), parent)
+            lanes.start_soon(files.run, self._length())
+
+    def _length(self) -> int:
+        return self.rng.randrange(3, self.rng.choice((6, 12, 24)))
+
+    # ---- misfortunes ------------------------------------------------------------------------------------------
+
+    async def misfortunes(self, count: int) -> None:
+        for _ in range(count):
+            await trio.sleep(self.rng.random() * self.rng.choice((0.3, 3, 20)))
+            what = self.rng.choices(
+                ("kill", "power", "disk", "client", "all", "drive", "heal", "dump", "full", "rot", "copy", "stock"),
+                (10, 10, 10, 8, 4, 10, 10, 10, 4, 6, 6, 4),
+            )[0]
+            self.trace(f"misfortune {what}")
+            await getattr(self, f"_{what}")()
+
+    async def _kill(self) -> None:
+        self.world.die_in(self.rng.randrange(1, 300), "kill")
+
+    async def _power(self) -> None:
+        self.world.die_in(self.rng.randrange(1, 300), "power")
+
+    async def _disk(self) -> None:
+        self.world.die_at_disk(self.rng.randrange(1, 300))
+
+    async def _client(self) -> None:
+        living = [client for client in self.clients if not client.dead]
+        if living:
+            self.rng.choice(living).crash()
+
+    async def _all(self) -> None:
+        self.world.die("power")
+        for client in self.clients:
+            client.crash()
+
+    async def _copy(self) -> None:
+        self.world.remember_database()
+
+    async def _drive(self) -> None:
+        """Lose a drive, or two at once where nothing else is missing; never more than is promised."""
+        world = self.world
+        if not world.life.serving or await self._not_whole():
+            return
+        most = 1 if world.weather.loss or self.flipping else 2
+        rows = [row for row in world.healthy() if row.id != self.flipping]
+        for row in self.rng.sample(rows, self.rng.randrange(1, most + 1)):
+            world.lose_drive(row, self.rng.choice(("wipe", "unmount", "sick")))
+
+    async def _not_whole(self) -> str:
+        why = "it died meanwhile"
+        with suppress(ClusterError), trio.move_on_after(1):
+            why = await self.world.whole()
+        return why
+
+    async def _heal(self) -> None:
+        if self.world.life.serving:
+            with suppress(ClusterError, MetadataError), trio.move_on_after(30):
+                await self.world.replace_lost()
+
+    async def _dump(self) -> None:
+        leader = self.world.life.leader
+        if self.world.life.serving and leader is not None:
+            with suppress(ClusterError), trio.move_on_after(20):
+                try:
+                    await leader.upkeep.dump_now()
+                    self.trace("dumped")
+                except DumpRefused as error:
+                    raise AssertionError(str(error)) from error
+
+    async def _full(self) -> None:
+        files = self.world.files
+        files.capacity = files._used + self.rng.choice((0, 100_000, 3_000_000))
+        await trio.sleep(self.rng.random() * 10)
+        files.capacity = 1 << 40
+
+    async def _rot(self) -> None:
+        """A bit of a shard on the one drive that rots, which then counts as one of the losses."""
+        world = self.world
+        if world.weather.loss or world.lost:
+            return
+        rows = {row.id: row for row in world.healthy()}
+        if self.flipping not in rows:
+            if await self._not_whole():
+                return
+            self.flipping = self.rng.choice(sorted(rows))
+        if world.lost or self.flipping not in rows:
+            return
+        top = str(world.data.path / rows[self.flipping].path) + "/chunks"
+        paths = [path for path in world.files.paths(top) if world.files.contents(path)]
+        for path in self.rng.sample(paths, min(3, len(paths))):
+            world.files.flip(path, self.rng.randrange(len(world.files.contents(path))), 1 << self.rng.randrange(8))
+
+    async def _stock(self) -> None:
+        leader = self.world.life.leader
+        if self.world.life.serving and leader is not None:
+            with suppress(ClusterError), trio.move_on_after(10):
+                survey = await leader.upkeep._survey()
+                await inventory.list_empty(leader.server.writer.do, survey)
+                await inventory.collect_orphans(leader.server.writer.do, survey)
+
+    # ---- proofs -----------------------------------------------------------------------------------------------
+
+    async def finish(self, directory: str) -> None:
+        world = self.world
+        self.over = world.calm = True
+        world.weather.loss = world.weather.repeat = 0.0
+        world.files.crash_at = -1
+        world.steps.arm(0, lambda: None)
+        for client in self.clients:
+            client.crash()
+        await trio.sleep(60)  # late messages, ends of sessions
+        await world.until_whole()
+        await world.check_rows(drives=False)
+        await self.read_all()
+        await self.collected()
+        await world.until_whole()
+        await world.check_rows(drives=True)
+        await world.check_replay(directory)
+        rows = world.healthy()
+        for row in self.rng.sample([row for row in rows if row.id != self.flipping], 1 if self.flipping else 2):
+            world.lose_drive(row, "wipe")
+        world.die("power")
+        world._older.clear()
+        await world.until_up()
+        await self.read_all()
+        await world.until_whole()
+        await world.check_rows(drives=False)
+
+    async def collected(self) -> None:
+        """Every session has ended: what no row names goes, and nothing else."""
+        leader = await self.world.until_up()
+        for _ in range(3):
+            survey = await leader.upkeep._survey()
+            await inventory.list_empty(leader.server.writer.do, survey)
+            await inventory.collect_orphans(leader.server.writer.do, survey)
+            await trio.sleep(30)
+        survey = await leader.upkeep._survey()
+        assert not survey.unnamed, f"{len(survey.unnamed)} files are left that nothing names: {survey.unnamed[:3]}"
+
+    async def read_all(self) -> None:
+        """A client that knows nothing reads every name."""
+        client = await self.world.client("reader")
+        with trio.fail_after(5000):
+            for name in list(self.objects.allowed):
+                await self._until_read(client, name)
+            for name in list(self.files.allowed):
+                self.files.check(name, await read_object(client, name, FILES), "a file")
+            await check_listing(client, self.objects)
+        client.scope.cancel()
+
+    async def _until_read(self, client: Client, name: bytes) -> None:
+        self.objects.check(name, await read_object(client, name), "at the end")
+
+
+async def schedule(seed: int, rng: random.Random, trace: Trace | None = None) -> None:
+    trace = trace or Trace()
+    weather = Weather(rng.choice((0, 0, 0.01, 0.05)), rng.choice((0, 0.05)), rng.choice((0.001, 0.02, 0.3)))
+    with tempfile.TemporaryDirectory(prefix="sim-", dir="/dev/shm") as directory, \
+            tempfile.TemporaryDirectory(prefix="sim-", dir="/dev/shm") as beside:
+        world = World(rng, directory, weather=weather, trace=trace)
+        async with world:
+            await world.until_up()
+            run = Run(rng, world, trace)
+            first = await world.client("first")
+            await first.metadata.call(CreateBucket(BUCKET, "root"))
+            await first.metadata.call(CreateBucket(FILES, "root"))
+            async with trio.open_nursery() as nursery:
+                for number in range(2):
+                    nursery.start_soon(run.client_machine, number)
+                await run.misfortunes(rng.randrange(3, rng.choice((6, 6, 12))))
+                nursery.cancel_scope.cancel()
+            run.clients.append(first)
+            await run.finish(beside)
+            trace(f"end: {run.objects.answered} objects, {run.files.answered} files, {world.lives} lives")
