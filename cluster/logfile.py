@@ -35,6 +35,7 @@ HEAD_MAGIC = b"trivslog"
 FORMAT = 1
 HEAD_SIZE = 4096
 MAGIC = 0x3152_4C54  # "TLR1"
+_ZEROS = bytes(64 * 1024)
 _MAGIC_BYTES = MAGIC.to_bytes(4, "little")
 MAX_PAYLOAD = 64 << 20
 MAX_FLAGS = 0xFFFF  # the upper half is the position in the append
@@ -205,10 +206,10 @@ def _record_at(view: memoryview, at: int, seed: int) -> tuple[LogRecord, int, in
 
 
 def _classify(view: memoryview, end: int, seed: int, next_seq: int) -> tuple[Tail, int]:
-    rest = bytes(view[end:])
-    length = len(rest.rstrip(b"\0"))
+    length = _last_byte(view, end) - end
     if not length:
         return Tail.CLEAN, end
+    rest = bytes(view[end : end + length])
     at = rest.find(_MAGIC_BYTES)
     while at >= 0:
         if at % 8 == 0 and (found := _record_at(view, end + at, seed)) is not None:
@@ -217,3 +218,16 @@ def _classify(view: memoryview, end: int, seed: int, next_seq: int) -> tuple[Tai
                 return Tail.HOLE, end + length
         at = rest.find(_MAGIC_BYTES, at + 1)
     return Tail.TORN, end + length
+
+
+def _last_byte(view: memoryview, end: int) -> int:
+    """Where the zeros begin that `view` ends with, not before `end`. By blocks: a restart scans the zeros of whole
+    preallocated segments, and stripping 16 MiB byte by byte took 0.1 s of each."""
+    stop = view.nbytes
+    while stop > end:
+        start = max(end, stop - len(_ZEROS))
+        block = bytes(view[start:stop])
+        if block != _ZEROS[: stop - start]:
+            return start + len(block.rstrip(b"\0"))
+        stop = start
+    return end

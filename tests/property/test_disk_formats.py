@@ -140,6 +140,22 @@ def test_any_changed_byte_ends_the_log_there(batches: list[list[bytes]], data: s
     starts = [sum(len(p) for p in parts[:i]) for i in range(len(parts))]
     last_append = max(i for i, start in enumerate(starts) if start <= at) == len(parts) - 1
     assert scan.tail is (Tail.TORN if last_append else Tail.HOLE)
+
+
+@pytest.mark.parametrize("zeros", [0, 1, 65_535, 65_536, 65_537, 200_001])
+@pytest.mark.parametrize("at", [None, 0, 100, 65_535, 65_536, 150_000])
+def test_the_end_of_a_torn_tail_is_its_last_byte_that_is_not_zero(zeros: int, at: int | None) -> None:
+    linked, _ = logfile.chained([LogRecord(0, 1, 1, 0, 0, b"", b"one")], 1, bytes(16))
+    whole = logfile.encode_append(linked, b"S" * 16)
+    tail = bytearray(zeros)
+    if at is not None and at < zeros:
+        tail[at] = 1
+    scan = logfile.scan(whole + tail, b"S" * 16, 1, bytes(16))
+    assert scan.end == len(whole)
+    torn = at is not None and at < zeros
+    assert (scan.tail, scan.tail_end) == (
+        (Tail.TORN, len(whole) + at + 1) if torn and at is not None else (Tail.CLEAN, len(whole))
+    )
     with pytest.raises(Corrupt):
         logfile.decode_append(bytes(bad[: len(good)]), SEGMENT, 5, b"p" * 16)
 
