@@ -4,7 +4,7 @@ PY := .venv/bin/python
 BIN := .venv/bin
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help setup setup-test demo test up bench soak lint docs lock clean
+.PHONY: help setup setup-test demo test up bench soak soak-sim lint docs lock clean
 help:           ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
 
@@ -18,7 +18,7 @@ demo: setup-test ## the main job end to end on an embedded pool, with real clien
 	$(PY) deploy/demo.py
 
 test: setup-test ## every test that has no soak in its name (under 12 minutes on 2 cores)
-	$(PY) -m pytest tests
+	PYTHONHASHSEED=0 $(PY) -m pytest tests
 
 up: setup       ## run a pool in ./data (Ctrl-C stops it)
 	$(BIN)/trivium up --data data
@@ -28,6 +28,9 @@ bench: setup-test ## one JSON object: every face against the local disk in one r
 
 soak: setup-test ## long runs that add up: a ledger in .soak/ keeps the rounds and seeds done (ROUNDS=200)
 	$(PY) -m tests.soak --rounds $(or $(ROUNDS),200)
+
+soak-sim: setup-test ## whole-cluster simulations with new seeds, counted in .soak/sim.jsonl (SEEDS=500)
+	$(PY) -m tests.simsoak --seeds $(or $(SEEDS),500) --jobs 2
 
 lint: setup-test ## ruff, mypy strict, layers
 	$(BIN)/ruff check .

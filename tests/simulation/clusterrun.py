@@ -16,7 +16,7 @@ import trio
 
 from tests.simulation.network import LATE_S, Weather
 from tests.simulation.runner import Trace
-from tests.simulation.simclients import BUCKET, FILES, Files, Objects, check_listing, check_object, read_object
+from tests.simulation.simclients import BUCKET, FILES, Files, Objects, check_listing, read_object
 from tests.simulation.simmodel import Model
 from tests.simulation.world import Client, World
 from trivium.cluster.errors import ClusterError
@@ -42,22 +42,17 @@ class Run:
             client = await self.world.client(f"c{number}")
             self.clients.append(client)
             with trio.CancelScope() as work:
-                client_over = self._watch(client, work)
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(client_over)
+                    nursery.start_soon(self._watch, client, work)
                     await self._work(client)
                     nursery.cancel_scope.cancel()
             if not client.dead:
                 client.scope.cancel()
             await trio.sleep(LATE_S + 2)
 
-    def _watch(self, client: Client, work: trio.CancelScope):  # type: ignore[no-untyped-def]
-        async def watch() -> None:
-            while not client.dead:
-                await trio.sleep(0.05)
-            work.cancel()
-
-        return watch
+    async def _watch(self, client: Client, work: trio.CancelScope) -> None:
+        await client.crashed.wait()
+        work.cancel()
 
     async def _work(self, client: Client) -> None:
         parent = (await client.metadata.ask(GetBucket(FILES))).ino
@@ -190,8 +185,8 @@ class Run:
         rows = world.healthy()
         for row in self.rng.sample([row for row in rows if row.id != self.flipping], 1 if self.flipping else 2):
             world.lose_drive(row, "wipe")
+        world.forget_database()
         world.die("power")
-        world._older.clear()
         await world.until_up()
         await self.read_all()
         await world.until_whole()

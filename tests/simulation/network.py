@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import trio
@@ -45,10 +46,8 @@ class Network:
         async def deliver() -> None:
             await trio.sleep(self.rng.random() * LATE_S)
             if (server := target()) is not None:
-                try:
+                with suppress(ClusterError):
                     await server.connect(local=False).request(service, body)
-                except ClusterError:
-                    pass
 
         self._nursery.start_soon(deliver)
 

@@ -1,7 +1,8 @@
 """What readers may see: a dict of names, each with the values that are allowed.
 
-One value when the last change was answered; more when a change has no answer. A name whose change will never be answered
-(its client died, its session ended) is frozen: nobody changes it again, and every later read must give one of its values.
+One value when the last change was answered; more when a change has no answer. A name whose change will never be
+answered (its client died, its session ended) is frozen: nobody changes it again, and every later read must give one of
+its values.
 """
 
 from __future__ import annotations

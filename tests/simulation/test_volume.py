@@ -19,6 +19,7 @@ SMALL = Tuning(
     cache_bytes=64 * BLOCK,
     segment_bytes=20 * BLOCK,
     checkpoint_chunks=3,
+    index_rows=2,
     clean_min_blocks=2,
     clean_period_s=0.3,
 )

@@ -30,8 +30,8 @@ from tests.fakes.simdisk import Crashed, SimFiles
 from tests.simulation.network import Network, Weather
 from tests.simulation.runner import Trace
 from trivium.admin.datadir import DataDir
-from trivium.admin.errors import CommandError
 from trivium.admin.drivecommands import replace_drive
+from trivium.admin.errors import CommandError
 from trivium.admin.processes.drives import Opened, absolute
 from trivium.admin.processes.lead import Leader
 from trivium.admin.processes.substrate import Substrate
@@ -112,7 +112,7 @@ class Client:
 
     def __init__(self, world: World, name: str) -> None:
         self.world, self.name = world, name
-        self.dead = False
+        self.crashed = trio.Event()
         self.scope = trio.CancelScope()
         self.ended: list[str] = []
         rng = random.Random(world.rng.random())
@@ -152,8 +152,12 @@ class Client:
         if not self.dead:
             self.chunks.close()
 
+    @property
+    def dead(self) -> bool:
+        return self.crashed.is_set()
+
     def crash(self) -> None:
-        self.dead = True
+        self.crashed.set()
         self.scope.cancel()
 
 
@@ -182,6 +186,8 @@ class World:
         self.log_bytes = rng.choice((1 << 21, 1 << 22))
         self.failed_inodes: set[int] = set()
         self.lost: set[bytes] = set()  # drives that were lost and not yet replaced
+        self.pause_s = 0.0  # until the next life; 0: any
+        self._forget = False
         self.calm = False  # no faults any more: the process must not end by itself
         self._stopping = False
         self._up = trio.Event()
@@ -249,7 +255,7 @@ class World:
             self._up = trio.Event()
             self._bury(life)
             if not self._stopping:
-                await trio.sleep(self.rng.random() * self.rng.choice((0.5, 3, 30)))
+                await trio.sleep(self.pause_s or self.rng.random() * self.rng.choice((0.5, 3, 30)))
 
     def _may_end(self, group: BaseExceptionGroup[Exception]) -> bool:
         """A process may refuse to start while its drives are sick; anything else is a fault of the program."""
@@ -333,7 +339,8 @@ class World:
             DriveRow(store.drive, f"d{i}", NODE, "default/host", 1.0, "", f"drives/d{i}", 1 << 40, i + 1)
             for i, store in enumerate(stores)
         )
-        return ClusterMap(1, rows, (NodeRow(NODE, "host", ("unix:run/trivium.sock",)),), (PoolRow(1, "default", *self.profile),))
+        nodes = (NodeRow(NODE, "host", ("unix:run/trivium.sock",)),)
+        return ClusterMap(1, rows, nodes, (PoolRow(1, "default", *self.profile),))
 
     # ---- deaths -----------------------------------------------------------------------------------------------
 
@@ -372,10 +379,16 @@ class World:
             path = self.data.metadata / name
             self._older[name] = path.read_bytes() if path.exists() else b""
 
+    def forget_database(self) -> None:
+        """At the next loss of power the local database is gone."""
+        self._forget = True
+        self._older.clear()
+
     def _age_database(self) -> None:
         dice = self.rng.random()
-        if dice < 0.4:
+        if dice < 0.4 and not self._forget:
             return
+        self._forget = False
         for name in os.listdir(self.data.metadata):
             path = self.data.metadata / name
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -486,7 +499,7 @@ class World:
         leader = await self.until_up()
         path = os.path.join(directory, "replayed.db")
         for suffix in ("", "-wal", "-shm"):
-            Path(path + suffix).unlink(missing_ok=True)
+            Path(path + suffix).unlink(missing_ok=True)  # noqa: ASYNC240
         metalog = leader._metalog
         digests = []
         await recovery.recover(path, metalog, leader._dumps(), InlineExecutor())
