@@ -18,7 +18,7 @@ import secrets
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from trivium.admin.errors import CommandError
+from trivium.admin.errors import CommandError, of_os_error
 
 FORMAT = 1
 
@@ -76,6 +76,8 @@ class DataDir:
             fields = json.loads(self.cluster_file.read_text())
         except FileNotFoundError:
             return None
+        except PermissionError as error:
+            raise of_os_error(error) from None
         except (OSError, ValueError) as error:
             raise CommandError(
                 f"cannot read {self.cluster_file}: {error}. Restore it, or choose another --data."
@@ -128,6 +130,11 @@ class DataDir:
         done = replace(cluster, forming=False)
         self.write(done)
         return done
+
+    def refuse_foreign(self) -> None:
+        """CommandError when something else than a pool is in the directory. Makes nothing."""
+        if self.read() is None and self.path.exists() and (left := self.foreign_entries()):
+            raise CommandError(f"{self.path} is not empty ({left[0]}) and holds no pool: choose an empty --data.")
 
     def foreign_entries(self) -> list[str]:
         """What is in the directory that a first start did not make (an interrupted start leaves its own behind)."""

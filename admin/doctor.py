@@ -40,9 +40,10 @@ def check_python() -> Finding:
 def check_fuse_device() -> Finding:
     ok = os.access("/dev/fuse", os.R_OK | os.W_OK)
     seen = "usable" if ok else ("no permission" if os.path.exists("/dev/fuse") else "missing")
-    return Finding(
-        "/dev/fuse", "mount", ok, seen, "modprobe fuse (in a container: --device /dev/fuse --cap-add SYS_ADMIN)"
-    )
+    remedy = "modprobe fuse (in a container: --device /dev/fuse --cap-add SYS_ADMIN)"
+    if seen == "no permission":
+        remedy = "mount as root, or let everybody in: chmod 666 /dev/fuse"
+    return Finding("/dev/fuse", "mount", ok, seen, remedy)
 
 
 def check_codec() -> Finding:

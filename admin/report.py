@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from trivium.admin.processes.lead import Leader
 
 NEAR_FULL = 0.80
+NO_CHUNKS = "no data chunks yet: what is stored so far lies in the metadata"
 
 
 async def status(leader: Leader) -> dict[str, Any]:
@@ -113,16 +114,14 @@ def _sentences(
     heal: dict[str, Any],
     lacking: int,
 ) -> list[str]:
-    sentences = [survival.in_words("data", data) if data else "there is no data yet"]
+    sentences = [survival.in_words("data", data) if data else NO_CHUNKS]
     if metadata:
         sentences.append(survival.in_words("metadata", metadata))
     if data and data.drives > 0 and data.disks == 0:
         sentences.append("several drives share one disk: put each drive on a disk of its own")
     for drive in drives:
         if drive["state"] == "down":
-            sentences.append(
-                f"drive {drive['name']}: {drive['text']}; bring it back, or: trivium drive replace {drive['name']}"
-            )
+            sentences.append(f"{_named(drive)}; bring it back, or: trivium drive replace {drive['name']}")
         elif drive["bytes_total"] and drive["bytes_free"] < (1 - NEAR_FULL) * drive["bytes_total"]:
             used = 100 - 100 * drive["bytes_free"] // drive["bytes_total"]
             sentences.append(
@@ -131,6 +130,12 @@ def _sentences(
     if lacking and heal["waiting"]:
         sentences.append(heal["waiting"])
     return sentences
+
+
+def _named(drive: dict[str, Any]) -> str:
+    """What is wrong, with the drive's name once (a drive's own verdict begins with it)."""
+    text, name = str(drive["text"]), f"drive {drive['name']}: "
+    return text if text.startswith(name) else name + text
 
 
 def _fields(found: Survival) -> dict[str, int]:

@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from trivium.admin.errors import of_os_error
+
 _COMMANDS = {
     # name -> (module, attribute); modules are imported when used, so that `trivium --help` is instant
     "up": ("up", "up"),
@@ -29,7 +31,15 @@ _COMMANDS = {
 
 
 class LazyGroup(click.Group):
-    """Commands by name, imported on first use."""
+    """Commands by name, imported on first use. What the machine refuses becomes a sentence, whoever met it."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:  # whoever read the output has gone: click knows how to end
+            raise
+        except OSError as error:
+            raise of_os_error(error) from None
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)

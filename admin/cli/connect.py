@@ -11,7 +11,7 @@ import click
 import trio
 
 from trivium.admin.datadir import DataDir, default_data_dir
-from trivium.admin.errors import CommandError, unreachable
+from trivium.admin.errors import CommandError, of_os_error, unreachable
 from trivium.cluster.errors import ClusterError, Unavailable
 from trivium.metadata.messages import MetadataError
 
@@ -56,9 +56,7 @@ def run(function: Callable[..., Awaitable[T]], *args: Any) -> T:
         if isinstance(found, BrokenPipeError):  # whoever read the output has gone
             raise found from None
         if isinstance(found, OSError):
-            raise CommandError(
-                f"{found.filename}: {found.strerror}" if found.filename else str(found.strerror)
-            ) from None
+            raise of_os_error(found) from None
         raise
 
 

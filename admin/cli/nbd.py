@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.parse import quote
 
 import click
 
@@ -62,4 +63,5 @@ def serve(
         threads=threads,
     )
     if detach:
-        click.echo(f"serving volumes at {socket_path}, for example nbd+unix:///NAME?socket={socket_path}")
+        example = f"nbd+unix:///NAME?socket={quote(str(socket_path.absolute()))}"
+        click.echo(f"serving volumes at {socket_path}, for example {example}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import signal
 import time
 from pathlib import Path
@@ -32,6 +33,21 @@ def _listen(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[s
     if not colon or not port.isdigit() or int(port) > 65535:
         raise click.BadParameter("write HOST:PORT, for example 127.0.0.1:9000 (port 0 = any free one), or none")
     return host.strip("[]") or "127.0.0.1", int(port)
+
+
+def _mode(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
+    if not re.fullmatch(r"0?[0-7]{3}", value):
+        raise click.BadParameter("write three octal digits, for example 0660")
+    return value
+
+
+def _group(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
+    import grp
+
+    try:
+        return value if value is None or grp.getgrnam(value) else None
+    except KeyError:
+        raise click.BadParameter(f"there is no group {value!r} on this host") from None
 
 
 @click.command()
@@ -64,8 +80,8 @@ def _listen(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[s
     help="S3 endpoint; none = no gateway.",
 )
 @click.option("--region", default="us-east-1", show_default=True, help="What S3 clients must sign for.")
-@click.option("--socket-mode", default="0600", show_default=True, help="Mode of DIR/run/trivium.sock.")
-@click.option("--socket-group", default=None, help="Group of DIR/run/trivium.sock.")
+@click.option("--socket-mode", callback=_mode, default="0600", show_default=True, help="Mode of DIR/run/trivium.sock.")
+@click.option("--socket-group", callback=_group, default=None, help="Group of DIR/run/trivium.sock.")
 @click.option("--clean-slate", is_flag=True, help="Remove everything in DIR first (for tests). Asks, unless --yes.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--detach", is_flag=True, help="Return once everything answers; stop with `trivium down`.")
@@ -96,6 +112,7 @@ def up(data: Path | None, clean_slate: bool, yes: bool, detach: bool, **options:
     if detach:
         from trivium.admin.processes.detach import start_detached
 
+        directory.refuse_foreign()  # before its log is made there
         facts = start_detached(["up", "--data", str(directory.path), *_repeat(options)], directory.log_file)
         click.echo(_banner(directory, facts))
         return
@@ -127,7 +144,7 @@ def _repeat(options: dict[str, Any]) -> list[str]:
 
 
 def _banner(directory: DataDir, facts: dict[str, Any]) -> str:
-    connect = "" if directory.path == default_data_dir() else f" --connect {directory.path}"
+    connect = "" if directory.path == default_data_dir() else f" --connect {shlex.quote(str(directory.path))}"
     lines = [f"trivium is up: pool {facts['cluster'][:8]}, {facts['summary']}", f"  data       {directory.path}"]
     if facts.get("s3"):
         lines.append(f"  S3         {facts['s3']}")
@@ -135,7 +152,7 @@ def _banner(directory: DataDir, facts: dict[str, Any]) -> str:
         lines.append(
             f"  secret key {facts['secret_key']}"
             if "secret_key" in facts
-            else f"  secret key trivium credential show{connect}"
+            else f"  secret key (shown by: trivium credential show{connect})"
         )
     lines += [
         f"  files      trivium mount{connect} MOUNTPOINT",
@@ -182,8 +199,16 @@ def down(timeout_s: float, data: DataDir) -> None:
         return
     os.kill(pid, signal.SIGTERM)
     deadline = time.monotonic() + timeout_s
-    while holder_of(lock):
+    while holder_of(lock) == pid or _lives(pid):
         if time.monotonic() > deadline:
             raise CommandError(f"process {pid} has not stopped within {timeout_s:.0f} s; look at {data.log_file}.")
         time.sleep(0.02)
     click.echo("stopped")
+
+
+def _lives(pid: int) -> bool:
+    """The process has not ended (one that only waits to be reaped has)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] != b"Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from trivium.admin.errors import CommandError
 
+MAX_SOCKET_PATH = 107  # bytes: sun_path without its zero
+
 
 def serve_nbd(
     data: Path,
@@ -23,8 +25,14 @@ def serve_nbd(
 ) -> None:
     """Serve all volumes at `socket_path`. Without `detach` does not return."""
     from trivium.nbd.errors import VolumeError
-    from trivium.nbd.serve import command
+    from trivium.nbd.serve import command, remove_stale
 
+    if len(os.fsencode(socket_path)) > MAX_SOCKET_PATH:
+        raise CommandError(f"{socket_path}: a socket's path has at most {MAX_SOCKET_PATH} bytes; choose a shorter one.")
+    try:
+        remove_stale(str(socket_path))
+    except VolumeError as error:
+        raise CommandError(f"{error}; choose another --socket, or stop that process first.", 5) from None
     if detach and pid_file is None:
         pid_file = data / "run" / f"nbd-{hashlib.blake2b(str(socket_path).encode(), digest_size=4).hexdigest()}.pid"
     if pid_file is not None:

@@ -115,9 +115,7 @@ async def _bind_s3(options: UpOptions) -> list[trio.SocketListener]:
 def _take_directory(options: UpOptions) -> tuple[ClusterFile, LifeLock]:
     """Lock the data directory, begin a new pool in it when there is none. CommandError says why it is refused."""
     data = options.data
-    old = data.read()
-    if old is None and data.path.exists() and (left := data.foreign_entries()):
-        raise CommandError(f"{data.path} is not empty ({left[0]}) and holds no pool: choose an empty --data.")
+    data.refuse_foreign()
     data.metadata.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
         lock = LifeLock(data.metadata / "lock", str(data.path))
