@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from trivium.metadata.messages import Credential, GetCredential, MetadataError, SetCredential
+from trivium.metadata.messages import Credential, GetCredential, MetadataError, SetCredential, UnknownUsers
 
 if TYPE_CHECKING:
     from trivium.metadata.tx import Reader, Tx
@@ -37,3 +37,8 @@ def get_credential(reader: Reader, query: GetCredential) -> Credential:
 def list_credentials(reader: Reader) -> tuple[Credential, ...]:
     rows = reader.all("SELECT access_key, secret_key, user, bucket, root FROM credentials ORDER BY access_key")
     return tuple(Credential(row[0], row[1], row[2], row[3], bool(row[4])) for row in rows)
+
+
+def unknown_users(reader: Reader, query: UnknownUsers) -> tuple[str, ...]:
+    known = {user for (user,) in reader.all("SELECT DISTINCT user FROM credentials")}
+    return tuple(user for user in query.users if user not in known)

@@ -101,6 +101,14 @@ class Layout(Value, frozen=True):
     content: int = 0
 
 
+class Grant(Value, frozen=True):
+    """One line of an access control list. `grantee`: a user's name, or a group's URI."""
+
+    kind: str  # user group
+    grantee: str
+    permission: str  # READ WRITE READ_ACP WRITE_ACP FULL_CONTROL
+
+
 class ObjectMeta(Value, frozen=True):
     """What S3 keeps beside an object's bytes."""
 
@@ -113,6 +121,7 @@ class ObjectMeta(Value, frozen=True):
     checksum_type: str = ""  # FULL_OBJECT COMPOSITE
     storage_class: str = "STANDARD"
     website_redirect: str = ""
+    grants: tuple[Grant, ...] | None = None  # None: private, full control for the owner alone
 
 
 class PartInfo(Value, frozen=True):
@@ -419,6 +428,15 @@ class SetObjectMeta(Message, tag="object_meta", frozen=True):
     tags: dict[str, str]
 
 
+class SetObjectAcl(Message, tag="object_acl", frozen=True):
+    """Replace an object's grants. `ino`: the one that the caller looked at, else ESTALE. Answers ObjectInfo."""
+
+    bucket: bytes
+    key: bytes
+    ino: int
+    grants: tuple[Grant, ...] | None
+
+
 class CreateUpload(Message, tag="create_upload", frozen=True):
     """Answers UploadInfo."""
 
@@ -581,6 +599,7 @@ Operation = (
     | DeleteObject
     | CopyObject
     | SetObjectMeta
+    | SetObjectAcl
     | CreateUpload
     | PutPart
     | CopyPart
@@ -735,6 +754,12 @@ class GetCredential(Message, tag="credential", frozen=True):
     access_key: str
 
 
+class UnknownUsers(Message, tag="unknown_users", frozen=True):
+    """Answers those of the names that no credential belongs to."""
+
+    users: tuple[str, ...]
+
+
 class ListVolumes(Message, tag="volumes", frozen=True):
     """Answers a tuple of VolumeInfo."""
 
@@ -766,6 +791,7 @@ Query = (
     | GetUpload
     | ListParts
     | GetCredential
+    | UnknownUsers
     | ListVolumes
     | GetVolume
     | Locate
@@ -950,6 +976,7 @@ RESULT_TYPES: dict[type, Any] = {
     DeleteObject: bool,
     CopyObject: ObjectInfo,
     SetObjectMeta: ObjectInfo,
+    SetObjectAcl: ObjectInfo,
     CreateUpload: UploadInfo,
     PutPart: PartInfo,
     CopyPart: PartInfo,
@@ -971,6 +998,7 @@ RESULT_TYPES: dict[type, Any] = {
     GetUpload: UploadInfo,
     ListParts: PartListing,
     GetCredential: Credential,
+    UnknownUsers: tuple[str, ...],
     ListVolumes: tuple[VolumeInfo, ...],
     GetVolume: VolumeInfo,
     Locate: tuple[Placed | None, ...],

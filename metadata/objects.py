@@ -26,6 +26,7 @@ from trivium.metadata.messages import (
     ObjectMeta,
     PartInfo,
     PutObject,
+    SetObjectAcl,
     SetObjectMeta,
 )
 from trivium.metadata.objectrows import Stat, info_of, put_row, stat_of
@@ -239,5 +240,15 @@ def set_object_meta(tx: Tx, op: SetObjectMeta) -> ObjectInfo:
     stat = need_object(tx, op.bucket, op.key)
     info = info_of(op.key, stat)
     meta = msgspec.structs.replace(info.meta, tags=op.tags)
+    put_row(tx, inodes.need(tx, stat.ino), info.etag, info.owner, meta)
+    return msgspec.structs.replace(info, meta=meta)
+
+
+def set_object_acl(tx: Tx, op: SetObjectAcl) -> ObjectInfo:
+    stat = need_object(tx, op.bucket, op.key)
+    if stat.ino != op.ino:
+        raise MetadataError("ESTALE", "the object was replaced meanwhile")
+    info = info_of(op.key, stat)
+    meta = msgspec.structs.replace(info.meta, grants=op.grants)
     put_row(tx, inodes.need(tx, stat.ino), info.etag, info.owner, meta)
     return msgspec.structs.replace(info, meta=meta)

@@ -7,18 +7,21 @@ Invariants
 3. Nothing is cached that says "does not exist".
 
 Rules, in order: a credential scoped to one bucket reaches that bucket alone; an explicit Deny of the bucket's policy
-wins (but the root and the owner may always read, replace and delete the policy itself); root and owner may do
-everything else; the policy's Allow; nothing.
+wins (but the root and the owner may always read, replace and delete the policy itself); root may do everything else;
+the policy's Allow (under RestrictPublicBuckets a public policy allows nothing to others); the bucket's owner, except
+for reading objects that others own; the bucket's ACL; the object's owner and ACL (`access.Access`); nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from trivium.metadata.messages import BucketInfo, Credential, GetBucket, GetCredential
-from trivium.s3 import sigv2, sigv4
+from trivium.metadata.messages import BucketInfo, Credential, GetBucket, GetCredential, HeadObject, MetadataError
+from trivium.s3 import acl, sigv2, sigv4
+from trivium.s3.access import BUCKET_GRANTS, OBJECT_GRANTS, OWNER, OWNERS_ONLY, Access, acting_user
 from trivium.s3.context import ANONYMOUS, Identity, Metadata, S3Request
+from trivium.s3.describe import header_tags
 from trivium.s3.errors import S3Error
 from trivium.s3.policy import BadPolicy, cached_policy, principal_names
 
@@ -158,44 +161,95 @@ class Accounts:
     def identity(credential: Credential) -> Identity:
         return Identity(credential.access_key, credential.user, credential.root, credential.bucket)
 
-    async def authorize(self, request: S3Request, action: str, bucket: bytes, key: bytes) -> None:
-        """S3Error AccessDenied unless the requester may do `action` on the bucket or object."""
+    async def authorize(self, request: S3Request, action: str, bucket: bytes, key: bytes) -> Access:
+        """S3Error AccessDenied unless the requester may do `action` on the bucket or object. What the answer still
+        `needs`, the object's own ACL must say: whoever asked calls its `check` with the object."""
         identity = request.identity
         name = bucket.decode("utf-8", "replace")
         if not bucket or action == "s3:CreateBucket":
             if identity.anonymous or (identity.bucket and action == "s3:CreateBucket" and identity.bucket != name):
                 raise S3Error("AccessDenied")
-            return
+            return Access(identity)
         if identity.bucket and identity.bucket != name:
             raise S3Error("AccessDenied")
         info = await self._buckets.get(bucket)
         if bucket == request.bucket:
             request.info = info
-        owner = identity.root or (not identity.anonymous and info.owner == identity.user) or identity.bucket == name
+        access = Access(identity, info)
+        owner = identity.root or identity.bucket == name or (not identity.anonymous and info.owner == identity.user)
         document = info.config.get("policy")
-        if document is None:
-            if not owner:
-                raise S3Error("AccessDenied")
-            return
-        if owner and action in POLICY_ACTIONS:
-            return
-        decision = self._decide(document, request, action, name, key)
-        if decision is False or (decision is None and not owner):
-            raise S3Error("AccessDenied")
+        if document is not None and not (owner and action in POLICY_ACTIONS):
+            tags = await self._tags(document, bucket, key)
+            allowed = self._by_policy(document, request, action, key, access, tags)
+            if allowed and (owner or not acl.rules_of(info).block.restrict or not _is_public(document, name)):
+                return access
+        self._by_acl(access, action, owner)
+        return access
 
-    def _decide(self, document: bytes, request: S3Request, action: str, bucket: str, key: bytes) -> bool | None:
+    def _by_policy(
+        self, document: bytes, request: S3Request, action: str, key: bytes, access: Access, tags: dict[str, str] | None
+    ) -> bool:
+        """Whether the policy allows it. S3Error AccessDenied when it denies."""
+        assert access.bucket is not None
+        name = access.bucket.name.decode("utf-8", "replace")
         try:
-            policy = cached_policy(document, bucket)
-        except BadPolicy:
-            return False  # stored by a newer version that knows more: refuse rather than guess
-        resource = f"arn:aws:s3:::{bucket}" + (f"/{key.decode('utf-8', 'replace')}" if key else "")
+            policy = cached_policy(document, name)
+        except BadPolicy:  # stored by a newer version that knows more: refuse rather than guess
+            raise S3Error("AccessDenied") from None
+        context = condition_context(request)
+        if action == "s3:ListBucket" and key:  # may it know whether this key is there?
+            context["s3:prefix"] = (key.decode("utf-8", "replace"),)
+            key = b""
+        if tags is not None:
+            access.tags = tags
+            context.update((f"s3:existingobjecttag/{tag.lower()}", (value,)) for tag, value in tags.items())
+        resource = f"arn:aws:s3:::{name}" + (f"/{key.decode('utf-8', 'replace')}" if key else "")
         names = principal_names(request.identity.user, request.identity.access_key)
-        return policy.decide(names, action, resource, condition_context(request))
+        decision = policy.decide(names, action, resource, context)
+        if decision is False:
+            raise S3Error("AccessDenied")
+        return decision is True
+
+    async def _tags(self, document: bytes, bucket: bytes, key: bytes) -> dict[str, str] | None:
+        """The object's tags, when the policy asks about them and there is an object."""
+        if not key or b"existingobjecttag/" not in document.lower():
+            return None
+        try:
+            return dict((await self._metadata.ask(HeadObject(bucket, key))).meta.tags)
+        except MetadataError as error:
+            if error.code != "NoSuchKey":
+                raise
+            return None
+
+    @staticmethod
+    def _by_acl(access: Access, action: str, owner: bool) -> None:
+        """Ownership and ACLs. S3Error AccessDenied."""
+        info = access.bucket
+        assert info is not None
+        if access.identity.root:
+            return
+        if action in OBJECT_GRANTS:
+            access.needs = OBJECT_GRANTS[action]
+        elif not owner:
+            if action in OWNERS_ONLY:
+                access.needs = OWNER
+                return
+            user = acting_user(access.identity, info)
+            rules = acl.rules_of(info)
+            if action not in BUCKET_GRANTS or not acl.allows(rules.grants, BUCKET_GRANTS[action], user, rules):
+                raise S3Error("AccessDenied")
 
 
-def condition_context(request: S3Request) -> Mapping[str, tuple[str, ...]]:
+def _is_public(document: bytes, bucket: str) -> bool:
+    try:
+        return cached_policy(document, bucket).public
+    except BadPolicy:
+        return True
+
+
+def condition_context(request: S3Request) -> dict[str, tuple[str, ...]]:
     """What a policy's conditions can ask about; names in lower case."""
-    context = {
+    context: dict[str, tuple[str, ...]] = {
         "aws:sourceip": (request.http.peer,),
         "aws:securetransport": ("false",),
         "aws:principaltype": ("Anonymous" if request.identity.anonymous else "User",),
@@ -210,6 +264,10 @@ def condition_context(request: S3Request) -> Mapping[str, tuple[str, ...]]:
     for parameter in ("prefix", "delimiter", "max-keys"):
         if parameter in request.query:
             context[f"s3:{parameter}"] = (request.query[parameter],)
+    if "x-amz-tagging" in request.headers:
+        tags = header_tags(request.headers)
+        context["s3:requestobjecttagkeys"] = tuple(tags)
+        context.update((f"s3:requestobjecttag/{tag.lower()}", (value,)) for tag, value in tags.items())
     for header, value in request.headers.items():
         if header.startswith("x-amz-") and not header.startswith("x-amz-meta-"):
             context[f"s3:{header}"] = (value,)

@@ -1,15 +1,15 @@
-"""What is known of an object beside its bytes: attributes, tags, ACL, lock."""
+"""What is known of an object beside its bytes: attributes, tags, lock."""
 
 from __future__ import annotations
 
 from trivium.metadata.messages import ObjectInfo, SetObjectMeta
 from trivium.s3 import conditions, describe
 from trivium.s3.context import Operate, S3Request, Service
-from trivium.s3.documents import read_document, read_xml
+from trivium.s3.documents import read_document
 from trivium.s3.errors import S3Error
 from trivium.s3.http import Response
 from trivium.s3.listing import xml_answer
-from trivium.s3.objects import check_version, head
+from trivium.s3.objects import head
 from trivium.s3.xml import Malformed, element, escape, parse
 
 
@@ -94,55 +94,16 @@ async def get_object_tagging(service: Service, request: S3Request) -> Response:
 
 
 async def put_object_tagging(service: Service, request: S3Request) -> Response:
-    check_version(request)
+    await head(service, request)
     tags = await read_tagging(service, request, describe.MAX_TAGS)
     await service.metadata.call(SetObjectMeta(request.bucket, request.key, tags))
     return Response(200)
 
 
 async def delete_object_tagging(service: Service, request: S3Request) -> Response:
-    check_version(request)
+    await head(service, request)
     await service.metadata.call(SetObjectMeta(request.bucket, request.key, {}))
     return Response(204)
-
-
-def acl_document(owner: str) -> Response:
-    """The canned "private" ACL: the owner has full control, nobody else is named."""
-    who = f"<ID>{escape(owner)}</ID><DisplayName>{escape(owner)}</DisplayName>"
-    return xml_answer(
-        "AccessControlPolicy",
-        [
-            f"<Owner>{who}</Owner><AccessControlList><Grant>"
-            f'<Grantee xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance" xsi:type="CanonicalUser">{who}</Grantee>'
-            "<Permission>FULL_CONTROL</Permission></Grant></AccessControlList>"
-        ],
-    )
-
-
-async def get_object_acl(service: Service, request: S3Request) -> Response:
-    info = await head(service, request)
-    return acl_document(info.owner or (request.info.owner if request.info else ""))
-
-
-async def put_object_acl(service: Service, request: S3Request) -> Response:
-    await head(service, request)
-    await check_acl(service, request)
-    return Response(200)
-
-
-async def check_acl(service: Service, request: S3Request) -> None:
-    """Only what leaves the ACL private is accepted. S3Error AccessControlListNotSupported."""
-    describe.refuse_unsupported(request.headers)
-    if "x-amz-acl" in request.headers:
-        await read_document(service, request)
-        return
-    document = await read_xml(service, request, "AccessControlPolicy")
-    grants = document.one("AccessControlList")
-    owner = request.info.owner if request.info else ""
-    for grant in grants.all("Grant") if grants is not None else []:
-        grantee = grant.one("Grantee")
-        if grantee is None or grantee.value("ID") != owner or grant.value("Permission") != "FULL_CONTROL":
-            raise S3Error("AccessControlListNotSupported")
 
 
 async def lock_unset(service: Service, request: S3Request) -> Response:
@@ -155,8 +116,6 @@ HANDLERS: dict[str, Operate] = {
     "GetObjectTagging": get_object_tagging,
     "PutObjectTagging": put_object_tagging,
     "DeleteObjectTagging": delete_object_tagging,
-    "GetObjectAcl": get_object_acl,
-    "PutObjectAcl": put_object_acl,
     "GetObjectRetention": lock_unset,
     "GetObjectLegalHold": lock_unset,
 }

@@ -8,7 +8,9 @@ import json
 import msgspec
 
 from trivium.metadata.messages import BucketInfo, CreateBucket, DeleteBucket, ListBuckets, SetBucketConfig
-from trivium.s3.attributes import acl_document, check_acl, read_tagging, tagging_document
+from trivium.s3 import acl
+from trivium.s3.access import check_users
+from trivium.s3.attributes import read_tagging, tagging_document
 from trivium.s3.context import Operate, S3Request, Service
 from trivium.s3.describe import check_tags
 from trivium.s3.documents import read_document, read_xml
@@ -25,7 +27,7 @@ from trivium.s3.listing import (
     to_token,
     xml_answer,
 )
-from trivium.s3.policy import BadPolicy, CorsRule, parse_policy
+from trivium.s3.policy import BadPolicy, CorsRule, cached_policy, parse_policy
 from trivium.s3.router import is_bucket_name
 from trivium.s3.xml import Malformed, Node, element, escape, parse
 
@@ -71,15 +73,23 @@ async def create_bucket(service: Service, request: S3Request) -> Response:
         raise S3Error("InvalidBucketName", BucketName=request.bucket.decode("utf-8", "replace"))
     if headers.get("x-amz-bucket-object-lock-enabled", "").lower() == "true":
         raise S3Error("NotImplemented", "Object lock is not implemented.")
-    if headers.get("x-amz-acl", "private") != "private" or any(name.startswith("x-amz-grant-") for name in headers):
-        raise S3Error("AccessControlListNotSupported")
-    ownership = headers.get("x-amz-object-ownership", "BucketOwnerEnforced")
-    if ownership not in ("BucketOwnerEnforced", "BucketOwnerPreferred", "ObjectWriter"):
+    user, config = request.identity.user, dict[str, bytes]()
+    ownership = headers.get("x-amz-object-ownership", "")
+    if ownership and ownership not in acl.OWNERSHIPS:
         raise S3Error("InvalidArgument", "Invalid x-amz-object-ownership header: " + ownership[:64])
+    grants = acl.from_headers(headers, user, user, of_bucket=True)
+    if grants is not None and grants != (acl.own(user),):
+        if ownership == acl.ENFORCED:
+            raise S3Error("InvalidBucketAclWithObjectOwnership")
+        await check_users(service, grants, user)
+        config["acl"] = acl.encode(grants)
+    if ownership:
+        config["ownership"] = ownership.encode()
     tags = await _creation_document(service, request)
-    config = {"tagging": msgspec.json.encode(tags)} if tags else {}
+    if tags:
+        config["tagging"] = msgspec.json.encode(tags)
     try:
-        await service.metadata.call(CreateBucket(request.bucket, request.identity.user, config))
+        await service.metadata.call(CreateBucket(request.bucket, user, config))
     finally:
         service.buckets.forget(request.bucket)
     return Response(200, {"Location": f"/{request.bucket.decode()}"})
@@ -152,9 +162,12 @@ async def get_policy(service: Service, request: S3Request) -> Response:
 async def put_policy(service: Service, request: S3Request) -> Response:
     document = await read_document(service, request, service.limits.policy_bytes)
     try:
-        parse_policy(document, request.bucket.decode())
+        policy = parse_policy(document, request.bucket.decode())
     except BadPolicy as error:
         raise S3Error("MalformedPolicy", f"{error}.") from None
+    service.buckets.forget(request.bucket)
+    if policy.public and acl.rules_of(await service.buckets.get(request.bucket)).block.block_policy:
+        raise S3Error("AccessDenied", "Public policies are blocked by the bucket's public access block.")
     await store(service, request, "policy", document)
     return Response(204)
 
@@ -165,11 +178,13 @@ async def delete_policy(service: Service, request: S3Request) -> Response:
 
 
 async def get_policy_status(service: Service, request: S3Request) -> Response:
-    document = await stored(service, request, "policy")
-    if document is None:
-        raise S3Error("NoSuchBucketPolicy", BucketName=request.bucket.decode())
-    public = parse_policy(document, request.bucket.decode()).public
-    return xml_answer("PolicyStatus", [f"<IsPublic>{'TRUE' if public else 'FALSE'}</IsPublic>"])
+    service.buckets.forget(request.bucket)
+    info = await service.buckets.get(request.bucket)
+    document, rules = info.config.get("policy"), acl.rules_of(info)
+    public = document is not None and not rules.block.restrict and cached_policy(document, info.name.decode()).public
+    if not rules.enforced and not rules.block.ignore_acls and acl.is_public(rules.grants):
+        public = True
+    return xml_answer("PolicyStatus", [f"<IsPublic>{'true' if public else 'false'}</IsPublic>"])
 
 
 def cors_rules(document: bytes | None) -> list[CorsRule]:
@@ -256,15 +271,6 @@ async def delete_tagging(service: Service, request: S3Request) -> Response:
     return Response(204)
 
 
-async def get_acl(service: Service, request: S3Request) -> Response:
-    return acl_document((await service.buckets.get(request.bucket)).owner)
-
-
-async def put_acl(service: Service, request: S3Request) -> Response:
-    await check_acl(service, request)
-    return Response(200)
-
-
 # ---- what is unset, and what cannot be set -------------------------------------------------------------------
 
 
@@ -303,18 +309,6 @@ async def put_versioning(service: Service, request: S3Request) -> Response:
     raise S3Error("NotImplemented", "Versioning is not implemented.")
 
 
-async def put_ownership(service: Service, request: S3Request) -> Response:
-    document = await read_xml(service, request, "OwnershipControls")
-    values = [rule.value("ObjectOwnership") for rule in document.all("Rule")]
-    if len(values) != 1 or values[0] not in ("BucketOwnerEnforced", "BucketOwnerPreferred", "ObjectWriter"):
-        raise S3Error("MalformedXML")
-    if values[0] != "BucketOwnerEnforced":
-        raise S3Error("NotImplemented", "Objects are the bucket owner's: ACLs are not implemented.")
-    return Response(200)
-
-
-_ENFORCED = "<Rule><ObjectOwnership>BucketOwnerEnforced</ObjectOwnership></Rule>"
-
 HANDLERS: dict[str, Operate] = {
     "ListBuckets": list_buckets,
     "CreateBucket": create_bucket,
@@ -335,22 +329,17 @@ HANDLERS: dict[str, Operate] = {
     "GetBucketTagging": get_tagging,
     "PutBucketTagging": put_tagging,
     "DeleteBucketTagging": delete_tagging,
-    "GetBucketAcl": get_acl,
-    "PutBucketAcl": put_acl,
     "GetBucketVersioning": unset("VersioningConfiguration"),
     "PutBucketVersioning": put_versioning,
     "GetBucketAccelerateConfiguration": unset("AccelerateConfiguration"),
     "GetBucketLogging": unset("BucketLoggingStatus"),
     "GetBucketNotificationConfiguration": unset("NotificationConfiguration"),
     "GetBucketRequestPayment": unset("RequestPaymentConfiguration", "<Payer>BucketOwner</Payer>"),
-    "GetBucketOwnershipControls": unset("OwnershipControls", _ENFORCED),
-    "PutBucketOwnershipControls": put_ownership,
     "GetBucketEncryption": missing("ServerSideEncryptionConfigurationNotFoundError"),
     "GetBucketLifecycleConfiguration": missing("NoSuchLifecycleConfiguration"),
     "GetBucketReplication": missing("ReplicationConfigurationNotFoundError"),
     "GetBucketWebsite": missing("NoSuchWebsiteConfiguration"),
     "GetObjectLockConfiguration": missing("ObjectLockConfigurationNotFoundError"),
-    "GetPublicAccessBlock": missing("NoSuchPublicAccessBlockConfiguration"),
     "GetBucketAnalyticsConfiguration": unset(
         "ListBucketAnalyticsConfigurationsResult", "<IsTruncated>false</IsTruncated>"
     ),
@@ -365,8 +354,6 @@ HANDLERS: dict[str, Operate] = {
             "DeleteBucketLifecycle",
             "DeleteBucketReplication",
             "DeleteBucketWebsite",
-            "DeletePublicAccessBlock",
-            "DeleteBucketOwnershipControls",
             "DeleteBucketAnalyticsConfiguration",
             "DeleteBucketMetricsConfiguration",
             "DeleteBucketInventoryConfiguration",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
 
@@ -16,6 +16,9 @@ from trivium.metadata.messages import BucketInfo, Operation, Query
 from trivium.s3.errors import S3Error
 from trivium.s3.http import Request, Response
 from trivium.s3.sigv4 import Claim
+
+if TYPE_CHECKING:
+    from trivium.s3.access import Access
 
 MIB = 1 << 20
 
@@ -93,6 +96,7 @@ class S3Request:
     secret: str = ""
     virtual: bool = False  # the bucket came from the host name
     info: BucketInfo | None = None  # as cached; the operations decide by themselves
+    access: Access | None = None  # what the object itself must still grant
 
     @property
     def headers(self) -> dict[str, str]:
@@ -137,7 +141,7 @@ class Service:
     limits: S3Limits
     buckets: BucketSource
     forget_credential: Callable[[str], None]
-    authorize: Callable[[S3Request, str, bytes, bytes], Awaitable[None]]  # may it do `action` on bucket, key?
+    authorize: Callable[[S3Request, str, bytes, bytes], Awaitable[Access]]  # may it do `action` on bucket, key?
     new_id: Callable[[], str]
     pieces: trio.CapacityLimiter  # of all requests together: bounds the memory of bodies on their way to the drives
     streams: int = 0  # large reads in progress

@@ -6,8 +6,9 @@ from urllib.parse import unquote_to_bytes
 
 import msgspec
 
-from trivium.metadata.messages import CopyObject, HeadObject, ObjectInfo, ObjectMeta
+from trivium.metadata.messages import CopyObject, HeadObject, MetadataError, ObjectInfo, ObjectMeta
 from trivium.s3 import checksums, conditions, describe
+from trivium.s3.access import Access, check_users, new_owner
 from trivium.s3.context import Operate, S3Request, Service
 from trivium.s3.errors import S3Error
 from trivium.s3.http import Response
@@ -37,6 +38,20 @@ def copy_source(request: S3Request) -> tuple[bytes, bytes]:
     return bucket, key
 
 
+async def head_source(
+    service: Service, request: S3Request, access: Access, bucket: bytes, key: bytes, *, layout: bool
+) -> ObjectInfo:
+    """The object that is copied, and it may be read. S3Error, MetadataError."""
+    try:
+        source: ObjectInfo = await service.metadata.ask(HeadObject(bucket, key, layout))
+    except MetadataError as error:
+        if error.code == "NoSuchKey":
+            await service.authorize(request, "s3:ListBucket", bucket, key)  # else it may not know: AccessDenied
+        raise
+    access.check(source)
+    return source
+
+
 def _directive(request: S3Request, name: str) -> str:
     value = request.headers.get(name, "COPY").upper()
     if value not in ("COPY", "REPLACE"):
@@ -46,8 +61,10 @@ def _directive(request: S3Request, name: str) -> str:
 
 async def copy_object(service: Service, request: S3Request) -> Response:
     source_bucket, source_key = copy_source(request)
-    await service.authorize(request, "s3:GetObject", source_bucket, source_key)
+    access = await service.authorize(request, "s3:GetObject", source_bucket, source_key)
     headers = request.headers
+    owner, grants = new_owner(request, headers)
+    await check_users(service, grants, owner)
     new_meta = describe.meta_of(headers, service.limits.user_metadata_bytes)
     replace, replace_tags = (
         _directive(request, "x-amz-metadata-directive"),
@@ -64,7 +81,7 @@ async def copy_object(service: Service, request: S3Request) -> Response:
             "attributes.",
         )
     guards = conditions.of_copy_source(headers)
-    source: ObjectInfo = await service.metadata.ask(HeadObject(source_bucket, source_key, layout=bool(algorithm)))
+    source = await head_source(service, request, access, source_bucket, source_key, layout=bool(algorithm))
     if source.size > service.limits.put_bytes:
         raise S3Error(
             "InvalidRequest",
@@ -72,6 +89,7 @@ async def copy_object(service: Service, request: S3Request) -> Response:
             f"source: {service.limits.put_bytes}",
         )
     meta = _copied_meta(source.meta, new_meta, replace, replace_tags, headers)
+    meta = msgspec.structs.replace(meta, grants=grants)  # an ACL is never copied
     if algorithm and algorithm != source.meta.checksum_algorithm:
         hashed = checksums.hasher(algorithm)
         await Reader(service, source, 0, source.size).update(hashed.update)
@@ -87,7 +105,7 @@ async def copy_object(service: Service, request: S3Request) -> Response:
             meta,
             guards,
             conditions.of_write(headers),
-            request.identity.user,
+            owner,
         )
     )
     result = [f"<LastModified>{iso_date(info.mtime)}</LastModified><ETag>&quot;{escape(info.etag)}&quot;</ETag>"]

@@ -7,7 +7,7 @@ from urllib.parse import parse_qsl
 
 import msgspec
 
-from trivium.metadata.messages import ObjectInfo, ObjectMeta
+from trivium.metadata.messages import Grant, ObjectInfo, ObjectMeta
 from trivium.s3.conditions import http_date
 from trivium.s3.errors import S3Error
 
@@ -40,10 +40,6 @@ def refuse_unsupported(headers: Mapping[str, str]) -> None:
             raise S3Error("NotImplemented", "Server-side encryption is not implemented.", Header=name)
         if name.startswith("x-amz-object-lock-"):
             raise S3Error("NotImplemented", "Object lock is not implemented.", Header=name)
-        if name.startswith("x-amz-grant-"):
-            raise S3Error("AccessControlListNotSupported")
-    if headers.get("x-amz-acl", "private") not in ("private", "bucket-owner-full-control", "bucket-owner-read"):
-        raise S3Error("AccessControlListNotSupported")
 
 
 def stored_headers(headers: Mapping[str, str]) -> dict[str, str]:
@@ -116,6 +112,10 @@ def meta_of(headers: Mapping[str, str], user_limit: int) -> ObjectMeta:
         storage_class=storage_class,
         website_redirect=redirect,
     )
+
+
+def with_grants(meta: ObjectMeta, grants: tuple[Grant, ...] | None) -> ObjectMeta:
+    return meta if grants is None else msgspec.structs.replace(meta, grants=grants)
 
 
 def with_tags(meta: ObjectMeta, tags: dict[str, str]) -> ObjectMeta:

@@ -32,6 +32,10 @@ CODES: dict[str, tuple[int, str]] = {
     "InternalError": (500, "An internal error occurred. Try again."),
     "InvalidAccessKeyId": (403, "The access key ID that you provided does not exist in our records."),
     "InvalidArgument": (400, "Invalid argument."),
+    "InvalidBucketAclWithObjectOwnership": (
+        400,
+        "Bucket cannot have ACLs set with ObjectOwnership's BucketOwnerEnforced setting.",
+    ),
     "InvalidBucketName": (400, "The specified bucket is not valid."),
     "InvalidBucketState": (409, "The request is not valid for the current state of the bucket."),
     "InvalidChunkSizeError": (403, "Only the last chunk is allowed to have a size less than 8192 bytes."),
@@ -103,6 +107,7 @@ CODES: dict[str, tuple[int, str]] = {
     ),
     "SlowDown": (503, "Please reduce your request rate."),
     "TooManyParts": (400, "You have attempted to create more parts than allowed."),
+    "UnresolvableGrantByEmailAddress": (400, "The email address you provided does not match any account on record."),
     "UnexpectedContent": (400, "This request does not support content."),
     "XAmzContentChecksumMismatch": (400, "The provided x-amz-checksum header does not match what was computed."),
     "XAmzContentSHA256Mismatch": (400, "The provided x-amz-content-sha256 header does not match what was computed."),

@@ -14,7 +14,7 @@ import trio
 from trivium.cluster.clock import Clock, Executor, Random
 from trivium.cluster.errors import ClusterError
 from trivium.metadata.messages import MetadataError
-from trivium.s3 import attributes, buckets, copying, cors, health, multipart, objects, postform, router, sigv4
+from trivium.s3 import attributes, buckets, copying, cors, health, multipart, objects, postform, router, sharing, sigv4
 from trivium.s3.accounts import ACTIONS, Accounts, Buckets
 from trivium.s3.context import Chunks, Metadata, Operate, S3Limits, S3Request, Service
 from trivium.s3.errors import S3Error, document, translate
@@ -30,6 +30,7 @@ HANDLERS: dict[str, Operate] = {
     **copying.HANDLERS,
     **attributes.HANDLERS,
     **multipart.HANDLERS,
+    **sharing.HANDLERS,
 }
 
 
@@ -153,12 +154,17 @@ class Gateway:
         handler = HANDLERS.get(request.operation)
         action = ACTIONS.get(request.operation, f"s3:{request.operation}")
         if action:
-            await self._accounts.authorize(request, action, request.bucket, request.key)
+            request.access = await self._accounts.authorize(request, action, request.bucket, request.key)
         elif request.identity.bucket and request.identity.bucket != request.bucket.decode("utf-8", "replace"):
             raise S3Error("AccessDenied")
         if handler is None:
             raise S3Error("NotImplemented", f"{request.operation} is not implemented.")
-        return await handler(self._service, request)
+        response = await handler(self._service, request)
+        if request.access is not None and request.access.open:  # the operation did not ask the object's ACL
+            if response.finish is not None:
+                await response.finish()
+            raise S3Error("AccessDenied")
+        return response
 
     # ---- answers ------------------------------------------------------------------------------------------
 

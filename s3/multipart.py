@@ -17,10 +17,8 @@ from trivium.metadata.messages import (
     CopyPart,
     CreateUpload,
     GetUpload,
-    HeadObject,
     ListParts,
     MetadataError,
-    ObjectInfo,
     ObjectMeta,
     PartInfo,
     PartListing,
@@ -28,8 +26,9 @@ from trivium.metadata.messages import (
     UploadInfo,
 )
 from trivium.s3 import checksums, conditions, describe
+from trivium.s3.access import check_users, new_owner
 from trivium.s3.context import Operate, S3Request, Service
-from trivium.s3.copying import copy_source
+from trivium.s3.copying import copy_source, head_source
 from trivium.s3.documents import read_xml
 from trivium.s3.errors import S3Error
 from trivium.s3.http import Response
@@ -81,7 +80,10 @@ async def create_upload(service: Service, request: S3Request) -> Response:
     algorithm, kind = _kind(request.headers)
     meta = describe.meta_of(request.headers, service.limits.user_metadata_bytes)
     meta = msgspec.structs.replace(meta, checksum_algorithm=algorithm, checksum_type=kind)
-    (upload,) = await service.metadata.call(CreateUpload(request.bucket, request.key, meta, request.identity.user))
+    owner, grants = new_owner(request, request.headers)
+    await check_users(service, grants, owner)
+    meta = describe.with_grants(meta, grants)
+    (upload,) = await service.metadata.call(CreateUpload(request.bucket, request.key, meta, owner))
     response = xml_answer(
         "InitiateMultipartUploadResult",
         [
@@ -133,9 +135,9 @@ async def upload_part(service: Service, request: S3Request) -> Response:
 async def upload_part_copy(service: Service, request: S3Request) -> Response:
     number = part_number(request)
     bucket, key = copy_source(request)
-    await service.authorize(request, "s3:GetObject", bucket, key)
+    access = await service.authorize(request, "s3:GetObject", bucket, key)
     upload = await _upload(service, request)
-    source: ObjectInfo = await service.metadata.ask(HeadObject(bucket, key, layout=True))
+    source = await head_source(service, request, access, bucket, key, layout=True)
     begin, end = _copy_range(request, source.size)
     if end - begin > service.limits.part_bytes:
         raise S3Error(

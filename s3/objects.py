@@ -19,6 +19,7 @@ from trivium.metadata.messages import (
     PutObject,
 )
 from trivium.s3 import checksums, conditions, describe
+from trivium.s3.access import check_users, new_owner
 from trivium.s3.context import Operate, S3Request, Service
 from trivium.s3.documents import need_digest, read_xml
 from trivium.s3.errors import S3Error, translate
@@ -54,7 +55,9 @@ def with_checksum(meta: ObjectMeta, algorithm: str, checksum: str) -> ObjectMeta
 
 async def put_object(service: Service, request: S3Request) -> Response:
     headers, limits = request.headers, service.limits
-    meta = describe.meta_of(headers, limits.user_metadata_bytes)
+    owner, grants = new_owner(request, headers)
+    await check_users(service, grants, owner)
+    meta = describe.with_grants(describe.meta_of(headers, limits.user_metadata_bytes), grants)
     wanted_conditions = conditions.of_write(headers)
     payload, wanted = payload_of(request, limits.put_bytes)
     if payload.length is None or payload.length > INLINE_MAX:
@@ -62,14 +65,14 @@ async def put_object(service: Service, request: S3Request) -> Response:
             service, request.bucket, request.key, wanted_conditions.if_match, wanted_conditions.if_none_match
         )
     received = await receive(service, payload, wanted, limits.put_bytes)
-    return await put_received(service, request, received, wanted.algorithm, meta)
+    return await put_received(service, request, received, wanted.algorithm, meta, owner)
 
 
 async def put_received(
-    service: Service, request: S3Request, received: Received, algorithm: str, meta: ObjectMeta
+    service: Service, request: S3Request, received: Received, algorithm: str, meta: ObjectMeta, owner: str
 ) -> Response:
     meta = with_checksum(meta, algorithm, received.checksum)
-    bucket, key, owner = request.bucket, request.key, request.identity.user
+    bucket, key = request.bucket, request.key
     guards = conditions.of_write(request.headers)
     info: ObjectInfo = await commit(
         service, received, lambda body: PutObject(bucket, key, body, received.etag, meta, guards, owner)
@@ -151,14 +154,19 @@ def part_range(number: int, info: ObjectInfo) -> tuple[int, int]:
 
 
 async def head(service: Service, request: S3Request, *, layout: bool = False, hold: bool = False) -> ObjectInfo:
+    """The object, and the requester may act on it; with `hold` the caller checks that. S3Error, MetadataError."""
     check_version(request)
     try:
         info: ObjectInfo = await service.metadata.ask(HeadObject(request.bucket, request.key, layout, hold))
     except MetadataError as error:
         if error.code == "NoSuchKey":
-            await service.authorize(request, "s3:ListBucket", request.bucket, b"")  # else it may not know: AccessDenied
+            await service.authorize(
+                request, "s3:ListBucket", request.bucket, request.key
+            )  # else it may not know: AccessDenied
             raise S3Error("NoSuchKey", Key=request.key.decode()) from None
         raise
+    if request.access is not None and not hold:
+        request.access.check(info)
     return info
 
 
@@ -196,6 +204,8 @@ async def _get_large(service: Service, request: S3Request) -> Response:
     info = await head(service, request, layout=True, hold=True)
     reader = Reader(service, info, 0, 0, held=True)
     try:
+        if request.access is not None:
+            request.access.check(info)
         opened = select(request, info)
     except BaseException:
         with trio.CancelScope(shield=True):

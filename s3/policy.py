@@ -254,6 +254,8 @@ def _statement(document: Any, bucket: str) -> Statement:
     if document.get("Effect") not in ("Allow", "Deny"):
         raise BadPolicy("Effect must be Allow or Deny")
     principal, not_principal = _either(document, "Principal")
+    if not_principal and document["Effect"] == "Allow":  # it would allow everybody else, whoever that will be
+        raise BadPolicy("Allow with NotPrincipal is not supported")
     action, not_action = _either(document, "Action")
     resource, not_resource = _either(document, "Resource")
     actions, resources = _strings(action, "Action"), _strings(resource, "Resource")

@@ -12,6 +12,7 @@ from urllib.parse import quote, urlsplit
 
 from trivium.metadata.messages import Conditions, ObjectInfo, PutObject
 from trivium.s3 import checksums, describe, sigv2, sigv4
+from trivium.s3.access import check_users, new_owner
 from trivium.s3.accounts import Accounts
 from trivium.s3.attributes import parse_tagging
 from trivium.s3.context import S3Request, Service
@@ -173,7 +174,9 @@ async def post_object(service: Service, accounts: Accounts, request: S3Request) 
     headers = {name: value for name, value in fields.items() if name != "x-amz-tagging"}
     if "acl" in fields:
         headers["x-amz-acl"] = fields["acl"]
-    meta = describe.meta_of(headers, limits.user_metadata_bytes)
+    owner, grants = new_owner(request, headers)
+    await check_users(service, grants, owner)
+    meta = describe.with_grants(describe.meta_of(headers, limits.user_metadata_bytes), grants)
     if "tagging" in fields:
         meta = describe.with_tags(meta, parse_tagging(fields["tagging"].encode(), describe.MAX_TAGS))
     wanted = checksums.expected(headers, "")
@@ -184,7 +187,7 @@ async def post_object(service: Service, accounts: Accounts, request: S3Request) 
         code = "EntityTooSmall" if received.size < low else "EntityTooLarge"
         raise S3Error(code, ProposedSize=str(received.size), MinSizeAllowed=str(low), MaxSizeAllowed=str(high))
     meta = with_checksum(meta, wanted.algorithm, received.checksum)
-    bucket, owner = request.bucket, request.identity.user
+    bucket = request.bucket
     info: ObjectInfo = await commit(
         service,
         received,

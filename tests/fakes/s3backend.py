@@ -145,6 +145,10 @@ class FakeMetadata:
     def on_SetCredential(self, o: m.SetCredential) -> Any:
         self.credentials[o.credential.access_key] = o.credential
 
+    def on_UnknownUsers(self, q: m.UnknownUsers) -> Any:
+        known = {credential.user for credential in self.credentials.values()}
+        return tuple(user for user in q.users if user not in known)
+
     def on_CreateBucket(self, o: m.CreateBucket) -> Any:
         if o.name in self.buckets:
             mine = self.buckets[o.name].owner == o.owner
@@ -254,6 +258,13 @@ class FakeMetadata:
     def on_SetObjectMeta(self, o: m.SetObjectMeta) -> Any:
         found = self._object(o.bucket, o.key)
         found.info = msgspec.structs.replace(found.info, meta=msgspec.structs.replace(found.info.meta, tags=o.tags))
+        return found.info
+
+    def on_SetObjectAcl(self, o: m.SetObjectAcl) -> Any:
+        found = self._object(o.bucket, o.key)
+        if found.info.ino != o.ino:
+            raise m.MetadataError("ESTALE")
+        found.info = msgspec.structs.replace(found.info, meta=msgspec.structs.replace(found.info.meta, grants=o.grants))
         return found.info
 
     def on_ListObjects(self, q: m.ListObjects) -> Any:
