@@ -6,7 +6,7 @@ A round is one kill -9 while five writers work on all three faces: of the pool, 
 starts, of the mount, of the block export, or of all at once. What was killed is started again and the writers go on.
 Every value that a writer reads must be one that its model allows (tests/system/faces.py), and no writer may meet an
 error unless what it needs itself was killed: mounts and exports wait while the pool is away. Every ten rounds the
-writers rest, everything is read through its own face and files also as objects, and `trivium fsck` must find nothing.
+writers rest, everything is read through its own face, files as objects, objects as files, and `trivium fsck` must find nothing.
 
 A ledger (.soak/ledger.jsonl) keeps what was done after every such check, so that runs add up; --resume does only what
 is missing to --rounds in all.
@@ -45,7 +45,8 @@ class Soak:
         self.pool = SystemPool(work)
         self.mountpoint, self.socket, self.pid_file = work / "mnt", work / "nbd.sock", work / "nbd.pid"
         self.mountpoint.mkdir()
-        self.files = [Files(self.mountpoint, name, seed + 10 + i) for i, name in enumerate(("files", "more"))]
+        others = [f"{bucket}/dir{i}" for bucket in ("soak", "second") for i in range(3)]
+        self.files = [Files(self.mountpoint, name, seed + 10 + i, others) for i, name in enumerate(("files", "more"))]
         self.objects = [Objects(self.pool, name, seed + 20 + i) for i, name in enumerate(("soak", "second"))]
         self.faces: list[Face] = [*self.objects, *self.files, Blocks("soak", self.socket, seed + 30)]
         self.workers: list[Worker] = []
@@ -103,7 +104,7 @@ class Soak:
             self._kill_while_it_starts()
         for name in names:
             began = time.monotonic()
-            {"pool": self.pool.up, "mount": self.mount, "nbd": self.nbd}[name]()
+            {"pool": self.pool.up_again, "mount": self.mount, "nbd": self.nbd}[name]()
             self.restart_s.setdefault(name, []).append(time.monotonic() - began)
         for face in hit:
             face.generation += 1
@@ -165,6 +166,7 @@ class Soak:
             face.fresh()
             face.check_all()
         self._check_files_as_objects()
+        self._check_objects_as_files()
         done = self.pool.trivium("fsck", check=False)
         if done.returncode:
             raise Breach(f"fsck: {done.stdout}{done.stderr}")
@@ -179,6 +181,12 @@ class Soak:
             listed = {key for key in s3.listed(files.folder) if not key.endswith(".tmp")}
             if listed != {name for name in files.model.allowed if files.model.certain(name) != ABSENT}:
                 raise Breach(f"{files.folder}: S3 lists {sorted(listed)}")
+
+    def _check_objects_as_files(self) -> None:
+        for objects in self.objects:
+            for key in objects.model.allowed:
+                if self.files[0].read(f"{objects.bucket}/{key}") != objects.model.certain(key):
+                    raise Breach(f"{objects.bucket}/{key} is not the same object through the mount")
 
     def answered(self) -> dict[str, int]:
         return {face.name: face.model.answered for face in self.faces}

@@ -212,11 +212,12 @@ class Files(Face):
 
     needs = frozenset({"mount"})
 
-    def __init__(self, mountpoint: Path, folder: str, seed: int) -> None:
+    def __init__(self, mountpoint: Path, folder: str, seed: int, others: Sequence[str] = ()) -> None:
         super().__init__(f"files {folder}", seed)
         self.folder = folder
         self.child = Child([sys.executable, str(HERE / "fileworker.py"), str(mountpoint)])
         self.contents: dict[str, bytes] = {}
+        self.others = others
 
     def reconnect(self) -> None:
         self.child.end()
@@ -233,8 +234,23 @@ class Files(Face):
             self.rename(name, self.pick())
         elif choice < 0.75:
             self.unlink(name)
+        elif choice < 0.85 and self.others:
+            self.look_at_others()
         else:
             self.check(name)
+
+    def look_at_others(self) -> None:
+        """Names of another face are cached here, under leases that its changes have to recall, also from the dead."""
+        folder = self.source.choice(self.others)
+        with contextlib.suppress(FileNotFoundError):
+            self.child.ask(f"list {folder}")
+            self.child.ask(f"read {folder}/k{self.source.randrange(10)}")
+
+    def read(self, path: str) -> str:
+        try:
+            return digest(self.child.ask(f"read {path}"))
+        except FileNotFoundError:
+            return ABSENT
 
     def pick(self) -> str:
         return f"f{self.source.randrange(12)}"

@@ -83,6 +83,10 @@ class SystemPool:
             self.env[name] = value
         self.listen = self.endpoint.removeprefix("http://")
 
+    def up_again(self) -> None:
+        """After a kill: the same address, the same credentials."""
+        self.trivium("up", "--data", self.data, "--s3-listen", self.listen, "--detach")
+
     @property
     def endpoint(self) -> str:
         return self.env["AWS_ENDPOINT_URL"]
