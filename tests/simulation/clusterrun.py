@@ -16,19 +16,21 @@ import trio
 
 from tests.simulation.network import LATE_S, Weather
 from tests.simulation.runner import Trace
-from tests.simulation.simclients import BUCKET, FILES, Files, Objects, check_listing, read_object
+from tests.simulation.simclients import BUCKET, FILES, Disk, Files, Objects, check_listing, read_object
 from tests.simulation.simmodel import Model
+from tests.simulation.test_volume import SIZE
 from tests.simulation.world import Client, World
 from trivium.cluster.errors import ClusterError
 from trivium.metadata import inventory
 from trivium.metadata.dump import DumpRefused
-from trivium.metadata.messages import CreateBucket, GetBucket, MetadataError
+from trivium.metadata.messages import CreateBucket, CreateVolume, GetBucket, MetadataError
 
 
 class Run:
     def __init__(self, rng: random.Random, world: World, trace: Trace) -> None:
         self.rng, self.world, self.trace = rng, world, trace
         self.objects, self.files = Model(), Model()
+        self.disk = Disk()
         self.clients: list[Client] = []
         self.lanes = 0
         self.over = False
@@ -44,7 +46,7 @@ class Run:
             with trio.CancelScope() as work:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._watch, client, work)
-                    await self._work(client)
+                    await self._work(client, number)
                     nursery.cancel_scope.cancel()
             if not client.dead:
                 client.scope.cancel()
@@ -54,7 +56,7 @@ class Run:
         await client.crashed.wait()
         work.cancel()
 
-    async def _work(self, client: Client) -> None:
+    async def _work(self, client: Client, number: int) -> None:
         parent = (await client.metadata.ask(GetBucket(FILES))).ino
         async with trio.open_nursery() as lanes:
             for _ in range(2):
@@ -64,6 +66,8 @@ class Run:
             self.lanes += 1
             files = Files(client, self.files, f"f{self.lanes}", random.Random(self.rng.random()), parent)
             lanes.start_soon(files.run, self._length())
+            if number == 0:
+                lanes.start_soon(self.disk.turn, client, random.Random(self.rng.random()), self._length())
 
     def _length(self) -> int:
         return self.rng.randrange(3, self.rng.choice((6, 12, 24)))
@@ -212,6 +216,7 @@ class Run:
             for name in list(self.files.allowed):
                 self.files.check(name, await read_object(client, name, FILES), "a file")
             await check_listing(client, self.objects)
+            await self.disk.turn(client, self.rng, 0, patient=True)
         client.scope.cancel()
 
     async def _until_read(self, client: Client, name: bytes) -> None:
@@ -229,7 +234,7 @@ async def schedule(seed: int, rng: random.Random, trace: Trace | None = None) ->
             run = Run(rng, world, trace)
             first = await world.client("first")
             await first.metadata.call(CreateBucket(BUCKET, "root"))
-            await first.metadata.call(CreateBucket(FILES, "root"))
+            await first.metadata.call(CreateBucket(FILES, "root"), CreateVolume("v", SIZE))
             async with trio.open_nursery() as nursery:
                 for number in range(2):
                     nursery.start_soon(run.client_machine, number)

@@ -7,7 +7,10 @@ import os
 import random
 from collections.abc import Sequence
 
+import trio
+
 from tests.simulation.simmodel import Model, Value
+from tests.simulation.test_volume import SIZE, SMALL, History, guest
 from tests.simulation.world import Client
 from trivium.cluster.chunks import PieceData, Stored
 from trivium.cluster.errors import ClusterError
@@ -27,6 +30,10 @@ from trivium.metadata.messages import (
     ObjectMeta,
     PutObject,
 )
+from trivium.nbd.errors import VolumeError
+from trivium.nbd.solo import SoloChunks
+from trivium.nbd.volume import Volume
+from trivium.nbd.volumelog import ClusterLogs
 
 BUCKET = b"objects"
 FILES = b"files"
@@ -328,3 +335,33 @@ class Files:
         found = bytes(await self.client.fs.contents.read(fh, offset, length))
         if not self.client.ended:
             assert found == bytes(data[offset : offset + length]), f"{name!r}: the mount reads what it did not write"
+
+
+class Disk:
+    """A guest on the one volume of the pool; each turn takes it over from the last one, living or dead."""
+
+    def __init__(self) -> None:
+        self.history = History(bytearray(SIZE))
+
+    async def turn(self, client: Client, rng: random.Random, count: int, *, patient: bool = False) -> None:
+        try:
+            volume = await self._open(client)
+            async with trio.open_nursery() as nursery:
+                await nursery.start(volume.run)
+                self.history.settle(await volume.read(0, SIZE))
+                await guest(volume, rng, self.history, count)
+                if rng.random() < 0.5:
+                    promised = len(self.history.operations)
+                    await volume.close()
+                    self.history.flushed = promised
+                nursery.cancel_scope.cancel()
+        except* (VolumeError, ClusterError, MetadataError):
+            if patient:
+                raise
+
+    async def _open(self, client: Client) -> Volume:
+        logs = ClusterLogs(client.metadata, client.nodes, random=client.random)
+        chunks = SoloChunks(client.chunks)
+        return await Volume.open(
+            "v", metadata=client.metadata, chunks=chunks, logs=logs, takeover="break", tuning=SMALL
+        )
