@@ -9,6 +9,7 @@ from trivium.metadata.schema import OUTSIDE
 READ_ONLY = apsw.SQLITE_OPEN_READONLY
 READ_WRITE = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE
 STATEMENTS = 400  # cached per connection
+READER_MMAP = 64 << 20  # of the file, by each reader: what is mapped counts as the process's memory
 WAL_PAGES = 2000  # the writer checkpoints after 8 MiB of write-ahead log, between batches
 
 
@@ -29,7 +30,7 @@ def open_reader(path: str) -> apsw.Connection:
     db.set_busy_timeout(10_000)
     db.pragma("query_only", True)
     db.pragma("cache_size", -32_768)
-    db.pragma("mmap_size", 1 << 30)
+    db.pragma("mmap_size", READER_MMAP)
     _keep_plans(db)
     return db
 

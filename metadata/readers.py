@@ -1,10 +1,13 @@
-"""Reading: queries on snapshots of their own, on threads, never in the event loop and never behind the writer.
+"""Reading: queries on snapshots of their own, never behind the writer.
 
-Queries that wait at the same moment share one hop to a thread and one snapshot (a hop costs ten look-ups).
+Queries that wait at the same moment share one hop to a thread and one snapshot. A hop costs ten look-ups, so what
+looks at a few rows (`here`) is read in the event loop, where nothing may take longer than HERE_S: then it is given up
+and asked again on a thread.
 """
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,6 +22,8 @@ from trivium.metadata.tx import Reader
 
 T = TypeVar("T")
 HOP_QUERIES = 64
+HERE_S = 0.002  # a read in the event loop that takes longer goes to a thread
+HERE_STEPS = 2000  # of SQLite's machine, between looks at the clock
 
 
 @dataclass(slots=True)
@@ -40,11 +45,20 @@ class Readers:
         self._count = count
         self._queue: deque[_Query] = deque()
         self._parked = trio.lowlevel.ParkingLot()
+        self._here: apsw.Connection | None = None
+        self._here_until = 0.0
         self.queries = 0
         self.hops = 0
 
-    async def read(self, run: Callable[[Reader], T]) -> tuple[T, int]:
-        """`run`'s answer and the seq of the snapshot that it saw. Raises what `run` raises."""
+    async def read(self, run: Callable[[Reader], T], *, here: bool = False) -> tuple[T, int]:
+        """`run`'s answer and the seq of the snapshot that it saw. Raises what `run` raises. `here`: it looks at a few
+        rows and may run twice."""
+        if here and self._here is not None:
+            await trio.lowlevel.checkpoint()
+            try:
+                return self._read_here(self._here, run)
+            except apsw.InterruptError:
+                pass
         query = _Query(run)
         self._queue.append(query)
         self._parked.unpark()
@@ -53,11 +67,33 @@ class Readers:
             raise query.error
         return query.value, query.seq
 
+    def _read_here(self, db: apsw.Connection, run: Callable[[Reader], T]) -> tuple[T, int]:
+        self._here_until = time.perf_counter() + HERE_S
+        try:
+            db.execute("BEGIN")
+            seq, _ = database.applied(db)
+            self.queries += 1
+            return run(Reader(db, now=self._clock.wall_ns(), seq=seq)), seq
+        finally:
+            self._here_until = float("inf")
+            if db.in_transaction:
+                db.execute("COMMIT")
+
+    def _takes_long(self) -> bool:
+        return time.perf_counter() > self._here_until
+
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        async with trio.open_nursery() as nursery:
-            for _ in range(self._count):
-                nursery.start_soon(self._serve)
-            task_status.started()
+        here = database.open_reader(self._path)
+        here.set_progress_handler(self._takes_long, HERE_STEPS)
+        self._here = here
+        try:
+            async with trio.open_nursery() as nursery:
+                for _ in range(self._count):
+                    nursery.start_soon(self._serve)
+                task_status.started()
+        finally:
+            self._here = None
+            here.close()
 
     async def _serve(self) -> None:
         db = database.open_reader(self._path)

@@ -38,6 +38,20 @@ PROOFS, PROOF_PAUSE_S = 4, 0.05  # looks for a proof of death: a process that wa
 Queries = Mapping[type, Callable[[Reader, Any], Any]]
 AdminCommand = Callable[[dict[str, Any]], Awaitable[Any]]
 DONE = encode(messages.Done())
+FEW_ROWS = frozenset(
+    {
+        messages.Lookup,
+        messages.GetAttr,
+        messages.GetLayout,
+        messages.ListXattrs,
+        messages.HeadObject,
+        messages.GetBucket,
+        messages.GetCredential,
+        messages.GetVolume,
+        messages.Locate,
+    }
+)
+"""Queries that are answered in the event loop."""
 
 
 class MetadataServer:
@@ -334,7 +348,7 @@ class MetadataServer:
         def read(reader: Reader) -> Any:
             return handler(reader, query)
 
-        value, seq = await self.readers.read(read)
+        value, seq = await self.readers.read(read, here=type(query) in FEW_ROWS)
         if granting.wanted(query):
             value, seq = await self._grant(session, query, read, value, seq)
         if isinstance(query, messages.HeadObject) and query.hold:
@@ -365,7 +379,7 @@ class MetadataServer:
             grants = {ino: self.leases.grant(session.id, ino, seq) for ino in granting.inodes(query, value)}
             if None not in grants.values():
                 break
-            value, seq = await self.readers.read(read)
+            value, seq = await self.readers.read(read, here=type(query) in FEW_ROWS)
         return granting.mark(query, value, lambda ino: grants.get(ino) is True), seq
 
     async def _mark_leased(self, session: Session) -> None:

@@ -42,7 +42,7 @@ def test_acknowledged_operations_survive_and_run_once(seed: int, tmp_path: str) 
 
         async def lives() -> None:
             for _ in range(8):
-                await world.life(rng.randrange(2, 50))
+                await world.life(rng.randrange(2, 32))
             await world.life()
 
         async with trio.open_nursery() as nursery:
