@@ -175,6 +175,10 @@ class Accounts:
         info = await self._buckets.get(bucket)
         if bucket == request.bucket:
             request.info = info
+        copies = "x-amz-copy-source" in request.headers and action == "s3:GetObject"
+        expected = "x-amz-source-expected-bucket-owner" if copies else "x-amz-expected-bucket-owner"
+        if request.headers.get(expected, info.owner) != info.owner:
+            raise S3Error("AccessDenied", "The bucket is not owned by the account that you expect.")
         access = Access(identity, info)
         owner = identity.root or identity.bucket == name or (not identity.anonymous and info.owner == identity.user)
         document = info.config.get("policy")

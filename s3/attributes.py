@@ -67,7 +67,9 @@ def _object_parts(request: S3Request, info: ObjectInfo) -> str:
 
 
 def tagging_document(tags: dict[str, str]) -> Response:
-    lines = [f"<Tag><Key>{escape(key)}</Key><Value>{escape(value)}</Value></Tag>" for key, value in tags.items()]
+    lines = [
+        f"<Tag><Key>{escape(key)}</Key><Value>{escape(value)}</Value></Tag>" for key, value in sorted(tags.items())
+    ]
     return xml_answer("Tagging", ["<TagSet>", *lines, "</TagSet>"])
 
 

@@ -45,11 +45,9 @@ def unquote_etag(text: str) -> str:
 def of_write(headers: Mapping[str, str]) -> Conditions:
     """The conditions of PUT, Complete and POST. S3Error NotImplemented for those that S3 does not know there."""
     if_match, if_none_match = headers.get("if-match", ""), headers.get("if-none-match", "")
-    if if_none_match and if_none_match.strip() != "*":
-        raise S3Error("NotImplemented", Header="If-None-Match")
     if "if-modified-since" in headers or "if-unmodified-since" in headers:
         raise S3Error("NotImplemented", Header="If-Modified-Since")
-    return Conditions(if_match=unquote_etag(if_match), if_none_match=if_none_match.strip())
+    return Conditions(if_match=unquote_etag(if_match), if_none_match=unquote_etag(if_none_match))
 
 
 def of_delete(headers: Mapping[str, str]) -> Conditions:
@@ -71,6 +69,18 @@ def of_copy_source(headers: Mapping[str, str]) -> Conditions:
         if_modified_since=parse_date(headers.get(prefix + "modified-since")),
         if_unmodified_since=parse_date(headers.get(prefix + "unmodified-since")),
     )
+
+
+def check_write(guards: Conditions, etag: str | None) -> None:
+    """A write's conditions against the object that is there now (None: none). The commit tests them again. S3Error."""
+    if etag is None:
+        if guards.if_match:
+            raise S3Error("NoSuchKey")
+        return
+    if guards.if_match and not _matches(guards.if_match, etag):
+        raise S3Error("PreconditionFailed", Condition="If-Match")
+    if guards.if_none_match and _matches(guards.if_none_match, etag):
+        raise S3Error("PreconditionFailed", Condition="If-None-Match")
 
 
 def _matches(header: str, etag: str) -> bool:

@@ -137,9 +137,9 @@ def from_token(token: str) -> bytes:
 async def list_objects_v2(service: Service, request: S3Request) -> Response:
     encode, encoding = _encoding(request)
     limit = request.number("max-keys", 1000, 0, 1000)
-    token = request.query.get("continuation-token") or None
+    token = request.query.get("continuation-token")
     start_after = _text(request, "start-after")
-    after = start_after if token is None else from_token(token)
+    after = from_token(token) if token else start_after
     page = await _page(service, request, after, limit)
     fetch_owner = request.query.get("fetch-owner", "").lower() == "true"
     owner = owner_element("Owner", request.info.owner if request.info else "") if fetch_owner else ""

@@ -61,9 +61,7 @@ async def put_object(service: Service, request: S3Request) -> Response:
     wanted_conditions = conditions.of_write(headers)
     payload, wanted = payload_of(request, limits.put_bytes)
     if payload.length is None or payload.length > INLINE_MAX:
-        await check_before(
-            service, request.bucket, request.key, wanted_conditions.if_match, wanted_conditions.if_none_match
-        )
+        await check_before(service, request.bucket, request.key, wanted_conditions)
     received = await receive(service, payload, wanted, limits.put_bytes)
     return await put_received(service, request, received, wanted.algorithm, meta, owner)
 
@@ -81,9 +79,9 @@ async def put_received(
     return Response(200, headers)
 
 
-async def check_before(service: Service, bucket: bytes, key: bytes, if_match: str, if_none_match: str) -> None:
+async def check_before(service: Service, bucket: bytes, key: bytes, guards: Conditions) -> None:
     """Before a large body moves: the bucket is there and the conditions hold now. The commit tests them again."""
-    if not if_match and not if_none_match:
+    if not guards.if_match and not guards.if_none_match:
         await service.buckets.get(bucket)
         return
     try:
@@ -92,10 +90,7 @@ async def check_before(service: Service, bucket: bytes, key: bytes, if_match: st
         if error.code != "NoSuchKey":
             raise
         info = None
-    if info is None and if_match:
-        raise S3Error("NoSuchKey", Key=key.decode())
-    if info is not None and (if_none_match or (if_match != "*" and if_match != info.etag)):
-        raise S3Error("PreconditionFailed", Condition="If-None-Match" if if_none_match else "If-Match")
+    conditions.check_write(guards, None if info is None else info.etag)
 
 
 # ---- get ----------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import re
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any
@@ -25,6 +26,7 @@ from trivium.s3.router import check_key
 from trivium.s3.xml import answer, element
 
 FREE = frozenset({"x-amz-signature", "file", "policy", "awsaccesskeyid", "signature"})  # a policy need not name them
+_MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z\Z", re.ASCII)
 
 
 class FormPayload(Payload):
@@ -67,6 +69,8 @@ def check_policy(text: str, fields: dict[str, str], bucket: str, now_s: float) -
     """(smallest, largest) file that the policy allows. S3Error AccessDenied, InvalidPolicyDocument."""
     try:
         document: Any = json.loads(base64.b64decode(text, validate=True))
+        if not _MOMENT.match(document["expiration"]):
+            raise ValueError("not in the form 2030-01-01T00:00:00.000Z")
         expires = datetime.fromisoformat(document["expiration"])
         wanted = document["conditions"]
         expires_s = expires.timestamp() if expires.tzinfo else float("nan")
@@ -118,6 +122,9 @@ def _condition(one: Any) -> tuple[str, str, str]:
 def _verifier(fields: dict[str, str], now_s: float) -> tuple[str, Callable[[str], bool]]:
     """(access key, whether the policy's signature is right under a secret). S3Error."""
     policy = fields["policy"]
+    needed = "signature" if "awsaccesskeyid" in fields else "x-amz-signature"
+    if needed not in fields:
+        raise S3Error("InvalidArgument", f"Bucket POST must contain a field named '{needed}'.", ArgumentName=needed)
     if "awsaccesskeyid" in fields:  # signature version 2, boto3's default
         return fields["awsaccesskeyid"], lambda secret: sigv2.verify_policy(secret, policy, fields.get("signature", ""))
     if fields.get("x-amz-algorithm") != sigv4.ALGORITHM:

@@ -97,7 +97,7 @@ def test_a_wrong_digest_leaves_nothing(s3: Any, bucket: str, wrong: dict[str, st
 def test_conditional_reads_and_writes(s3: Any, bucket: str) -> None:
     etag = s3.put_object(Bucket=bucket, Key="k", Body=b"1", IfNoneMatch="*")["ETag"]
     for body in (b"2", data_of(MIB)):
-        for guard in ({"IfNoneMatch": "*"}, {"IfMatch": '"0123"'}):
+        for guard in ({"IfNoneMatch": "*"}, {"IfNoneMatch": etag}, {"IfMatch": '"0123"'}):
             with pytest.raises(ClientError) as caught:
                 s3.put_object(Bucket=bucket, Key="k", Body=body, **guard)
             assert code(caught) == ("PreconditionFailed", 412)
@@ -109,6 +109,8 @@ def test_conditional_reads_and_writes(s3: Any, bucket: str) -> None:
     assert code(caught) == ("PreconditionFailed", 412)
     assert s3.put_object(Bucket=bucket, Key="k", Body=b"3", IfMatch=etag)["ETag"] != etag
     assert s3.get_object(Bucket=bucket, Key="k")["Body"].read() == b"3"
+    s3.put_object(Bucket=bucket, Key="k", Body=b"4", IfNoneMatch=etag)
+    assert s3.get_object(Bucket=bucket, Key="k")["Body"].read() == b"4"
 
 
 def test_ranges_that_are_not_there(s3: Any, bucket: str) -> None:
@@ -499,6 +501,12 @@ def test_a_presigned_post(server: Running, bucket: str, version: str) -> None:
     assert send(data_of(200_000)) == 201
     assert s3.get_object(Bucket=bucket, Key="f/x.bin")["Body"].read() == data_of(200_000)
     assert send(b"") == 400 and send(data_of(400_000)) == 400
+    name = "signature" if "signature" in post["fields"] else "x-amz-signature"
+    signature = post["fields"].pop(name)
+    assert send(b"x") == 400
+    post["fields"][name] = "no" + signature[2:]
+    assert send(b"x") == 403
+    post["fields"][name] = signature
     post["fields"]["x-amz-meta-more"] = "not allowed by the policy"
     assert send(b"x") == 403
     assert s3.get_object(Bucket=bucket, Key="f/x.bin")["ContentLength"] == 200_000

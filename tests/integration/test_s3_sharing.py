@@ -266,3 +266,26 @@ def test_a_missing_key_is_told_only_under_a_listed_prefix(alice: Any, bob: Any, 
     alice.put_bucket_policy(Bucket=bucket, Policy=json.dumps({"Version": "2012-10-17", "Statement": [statement]}))
     refused(bob.head_object, status=404, Bucket=bucket, Key="public/k")
     refused(bob.head_object, status=403, Bucket=bucket, Key="private/k")
+
+
+def test_the_owner_that_a_client_expects(alice: Any, bob: Any, bucket: str) -> None:
+    own = f"b-{uuid.uuid4().hex[:12]}"
+    bob.create_bucket(Bucket=own)
+    alice.put_object(Bucket=bucket, Key="k", Body=b"x", ACL="public-read", ExpectedBucketOwner="alice")
+    for call, more in (
+        (alice.put_object, {"Key": "k", "Body": b""}),
+        (alice.get_object, {"Key": "k"}),
+        (alice.list_objects_v2, {}),
+        (alice.delete_object, {"Key": "k"}),
+        (alice.delete_objects, {"Delete": {"Objects": [{"Key": "k"}]}}),
+        (alice.delete_bucket, {}),
+    ):
+        if call == alice.delete_objects:
+            answer = call(Bucket=bucket, ExpectedBucketOwner="bob", **more)
+            assert [error["Code"] for error in answer["Errors"]] == ["AccessDenied"]
+        else:
+            refused(call, "", 403, Bucket=bucket, ExpectedBucketOwner="bob", **more)
+    copy = {"Bucket": own, "Key": "k", "CopySource": f"{bucket}/k", "ExpectedBucketOwner": "bob"}
+    refused(bob.copy_object, ExpectedSourceBucketOwner="bob", **copy)
+    bob.copy_object(ExpectedSourceBucketOwner="alice", **copy)
+    assert read(alice, bucket, "k") == b"x"
