@@ -6,7 +6,9 @@ A round is one kill -9 while five writers work on all three faces: of the pool, 
 starts, of the mount, of the block export, or of all at once. What was killed is started again and the writers go on.
 Every value that a writer reads must be one that its model allows (tests/system/faces.py), and no writer may meet an
 error unless what it needs itself was killed: mounts and exports wait while the pool is away. Every ten rounds the
-writers rest, everything is read through its own face, files as objects, objects as files, and `trivium fsck` must find nothing.
+writers rest, everything is read through its own face, files as objects, objects as files, and `trivium fsck` must find
+nothing. At the end all are killed once more, the metadata directory is removed, and what the drives alone give back
+must be the same.
 
 A ledger (.soak/ledger.jsonl) keeps what was done after every such check, so that runs add up; --resume does only what
 is missing to --rounds in all.
@@ -25,6 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +92,7 @@ class Soak:
                     found.append(pid)
         return found
 
-    def kill(self, victim: str) -> None:
+    def kill(self, victim: str, meanwhile: Callable[[], object] = lambda: None) -> None:
         """-9, wait until it is gone, start it again."""
         names = {"all": ("pool", "mount", "nbd"), "start": ("pool",)}.get(victim, (victim,))
         pids = [pid for name in names for pid in self.running(name)]
@@ -100,6 +103,7 @@ class Soak:
             face.down = True
             face.generation += 1
         self._shoot(pids)
+        meanwhile()
         if victim == "start":
             self._kill_while_it_starts()
         for name in names:
@@ -109,6 +113,10 @@ class Soak:
         for face in hit:
             face.generation += 1
             face.down = False
+
+    def lose_metadata(self) -> None:
+        """All die, and the metadata directory goes: the drives have everything."""
+        self.kill("all", lambda: shutil.rmtree(self.pool.data / "metadata"))
 
     def _shoot(self, pids: list[int]) -> None:
         for pid in pids:
@@ -142,7 +150,8 @@ class Soak:
             if worker.is_alive():
                 raise Breach(f"{worker.name}: stuck for {STUCK_S} s after a restart")
         self.raise_breach()
-        for worker in self.workers:
+        workers, self.workers = self.workers, []
+        for worker in workers:
             self.longest_s[worker.name] = max(self.longest_s.get(worker.name, 0), worker.longest_s)
             if not worker.steps:
                 raise Breach(f"{worker.name}: not one step was answered since the last check")
@@ -207,6 +216,9 @@ def soak(rounds: int, seed: int) -> None:
             )
             if number % CHECK_EVERY == 0 or number == rounds:
                 run.check()
+                if number == rounds:
+                    run.lose_metadata()
+                    run.check()
                 note(seed=seed, round=number, kills=number - noted, answered=run.answered())
                 noted = number
                 if number < rounds:

@@ -40,10 +40,12 @@ def soak() -> Iterator[Soak]:
             run.end()
 
 
-def test_nothing_is_lost_whatever_is_killed(soak: Soak) -> None:
+def test_nothing_is_lost_whatever_is_killed_and_drives_alone_have_it_all(soak: Soak) -> None:
     soak.start()
     for victim in ("pool", "nbd", "mount", "all", "start", "all"):
         soak.round(victim)
         print(f"killed {victim}; answered {soak.answered()}")
+    soak.check()
+    soak.lose_metadata()
     soak.check()
     print("up again after", {name: [f"{s:.1f}" for s in times] for name, times in soak.restart_s.items()})
