@@ -27,8 +27,11 @@ from trivium.nbd.errors import Damaged
 from trivium.nbd.map import PAGE_BYTES, PAGE_ENTRIES, PAGE_MASK, PAGE_SHIFT, POSITION_MASK, LiveMap, entry_of
 
 PAGES_PER_CHUNK = 1023  # just below 4 MiB
-FORMAT = 1
+FORMAT = 2
+FORMATS = (1, 2)  # 1: without parts
 
+ChunkRow = tuple[int, ChunkId, int, int, int, int, int, int]
+"""number, chunk, ref offset, ref length, first write, last write, blocks, live blocks"""
 
 class Index(msgspec.Struct, array_like=True):
     """The root of a checkpoint."""
@@ -38,14 +41,16 @@ class Index(msgspec.Struct, array_like=True):
     size: int
     next_number: int
     used_blocks: int
-    chunks: list[tuple[int, ChunkId, int, int, int, int, int, int]]
-    # number, chunk, ref offset, ref length, first write, last write, blocks, live blocks
+    chunks: list[ChunkRow]
     map_chunks: list[tuple[int, ChunkId, int, int, int, int]]  # number, chunk, ref offset, ref length, pages, live
     directory: list[tuple[int, int]]  # (directory page, its entry)
+    parts: list[tuple[ChunkId, int, int]] = []  # chunk, ref offset, ref length of more of `chunks`
 
 
 encode_index = msgspec.msgpack.Encoder().encode
 _decode_index = msgspec.msgpack.Decoder(Index).decode
+encode_part = msgspec.msgpack.Encoder().encode
+_decode_part = msgspec.msgpack.Decoder(list[ChunkRow]).decode
 
 
 def decode_index(data: bytes | memoryview) -> Index:
@@ -53,9 +58,16 @@ def decode_index(data: bytes | memoryview) -> Index:
         index = _decode_index(data)
     except msgspec.MsgspecError as error:
         raise Damaged(f"the volume's checkpoint does not decode: {error}") from error
-    if index.format != FORMAT:
+    if index.format not in FORMATS:
         raise Damaged(f"the volume's checkpoint has format {index.format}; this version knows {FORMAT}")
     return index
+
+
+def decode_part(data: bytes | memoryview) -> list[ChunkRow]:
+    try:
+        return _decode_part(data)
+    except msgspec.MsgspecError as error:
+        raise Damaged(f"a part of the volume's checkpoint does not decode: {error}") from error
 
 
 def page_bytes(page: array[int] | int) -> bytes:
@@ -90,6 +102,7 @@ class PageTable:
     maps: dict[int, MapInfo] = field(default_factory=dict)
     pages: dict[int, array[int]] = field(default_factory=dict)  # directory page number -> entries of pages
     places: dict[int, int] = field(default_factory=dict)  # directory page number -> its own entry
+    parts: set[ChunkId] = field(default_factory=set)  # of the index: they die with the next checkpoint
 
 
 @dataclass(slots=True)
@@ -177,6 +190,15 @@ def index_of(taken: Snapshot, made: Draft, maps: dict[int, MapInfo], size: int, 
         ],
         directory=sorted(made.places.items()),
     )
+
+
+def split_index(index: Index, rows_max: int) -> list[list[ChunkRow]]:
+    """Take the rows of the chunk table out of an index that has too many for one chunk: the parts."""
+    rows = index.chunks
+    if len(rows) <= rows_max:
+        return []
+    index.chunks = []
+    return [rows[at : at + rows_max] for at in range(0, len(rows), rows_max)]
 
 
 def sparse_pages(table: PageTable, below: float = 0.25) -> set[int]:

@@ -66,8 +66,17 @@ class Checkpointer:
         dead = {n for n in taken.table if not taken.live.get(n, 0)}
         dead_maps = {n for n, info in maps.items() if not info.live}
         index = form.index_of(taken, made, maps, held.core.size, dead | dead_maps)
+        parts: set[ChunkId] = set()
+        for part in form.split_index(index, held.tuning.index_rows):
+            stored = await self._put([form.encode_part(part)], taken.upto)
+            puts.append(stored)
+            ref = stored.refs[0]
+            parts.add(ref.chunk)
+            index.parts.append((ref.chunk, ref.offset, ref.length))
+            rows.append(CommitSegment(held.info.id, held.lease, ref.chunk, taken.upto, taken.upto))
         puts.append(await self._put([form.encode_index(index)], taken.upto))
-        died = {taken.table[n].ref.chunk for n in dead} | {maps[n].ref.chunk for n in dead_maps} | self._stale
+        died = {taken.table[n].ref.chunk for n in dead} | {maps[n].ref.chunk for n in dead_maps}
+        died |= self._stale | self._pages.parts
         swap = Checkpoint(
             held.info.id,
             held.lease,
@@ -82,6 +91,7 @@ class Checkpointer:
         self._pages.maps = {n: info for n, info in maps.items() if n not in dead_maps}
         self._pages.pages.update(made.pages)
         self._pages.places = made.places
+        self._pages.parts = parts
         with held.core.lock:
             for number in dead:
                 held.core.table.pop(number, None)

@@ -261,13 +261,17 @@ class VolumeCore:
         with self.lock:
             return self.open is not None and self.open.unlogged_blocks() > LOG_REST_BLOCKS
 
-    def seal_open(self) -> None:
-        """Let that become a chunk now, unless too many wait already (then one of those is what is waited for)."""
+    def seal_open(self) -> bool:
+        """Let that become a chunk now. False: too many full segments wait already."""
         with self.lock:
-            if self.open is not None and self.open.unlogged_blocks() > LOG_REST_BLOCKS and len(self.full) < MAX_FULL:
-                self.full.append(self.open)
-                self.open = None
-                self.on_full()
+            if self.open is None or self.open.unlogged_blocks() <= LOG_REST_BLOCKS:
+                return True
+            if len(self.full) >= MAX_FULL:
+                return False
+            self.full.append(self.open)
+            self.open = None
+            self.on_full()
+            return True
 
     def take_unlogged(self) -> list[Batch]:
         """What a flush has to append to the log now. Until logged() or untake() it is not taken again."""

@@ -42,7 +42,8 @@ class Tuning:
 
     cache_bytes: int = CACHE_BYTES
     segment_bytes: int = VOLUME_CHUNK_SIZE
-    checkpoint_chunks: int = 16  # sealed chunks between checkpoints
+    checkpoint_chunks: int = 16  # sealed chunks between checkpoints, at least
+    index_rows: int = 16_384  # of the chunk table in one chunk (about 0.8 MiB)
     clean_min_blocks: int = 256  # a cleaning must free as much
     clean_period_s: float = 5.0
 

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 from trivium.cluster.model import ChunkId, ChunkKind, Ref
 from trivium.metadata.messages import VolumeChunk, VolumeState
 from trivium.nbd.backend import ChunkStore
 from trivium.nbd.buffer import Segment
-from trivium.nbd.checkpoint import MapInfo, PageTable, decode_index, page_values
+from trivium.nbd.checkpoint import MapInfo, PageTable, decode_index, decode_part, page_values
 from trivium.nbd.core import ChunkInfo, apply_copies, apply_pieces
 from trivium.nbd.errors import Damaged
 from trivium.nbd.journal import Record, Table, decode_record, decode_table, table_length
@@ -48,6 +49,7 @@ async def recover(state: VolumeState, chunks: ChunkStore, payloads: Sequence[byt
     """Read everything and merge it. Writes nothing."""
     done = await _load_checkpoint(state, chunks)
     known = {info.ref.chunk for info in done.table.values()} | {info.ref.chunk for info in done.pages.maps.values()}
+    known |= done.pages.parts
     unknown = [row for row in state.chunks if row.chunk.chunk not in known]
     # a map chunk that the checkpoint does not know belongs to one that was never completed
     done.stale |= {row.chunk.chunk for row in unknown if row.chunk.kind == ChunkKind.MAP}
@@ -124,7 +126,9 @@ async def _load_checkpoint(state: VolumeState, chunks: ChunkStore) -> Recovered:
         raise Damaged(f"the checkpoint says it covers write {index.upto}, the volume's row {state.checkpoint_upto}")
     done.next_number = index.next_number
     done.base.used_blocks = index.used_blocks
-    for number, chunk, offset, length, first, last, blocks, live in index.chunks:
+    done.pages.parts = {chunk for chunk, _, _ in index.parts}
+    parts = await together(lambda part: chunks.get(Ref(*part)), index.parts)
+    for number, chunk, offset, length, first, last, blocks, live in chain(index.chunks, *map(decode_part, parts)):
         done.table[number] = ChunkInfo(number, Ref(chunk, offset, length), first, last, blocks)
         done.base.live[number] = live
     pages = done.pages

@@ -259,7 +259,8 @@ class Volume:
             self.held.check()
             changed = self.held.changed
             if not self._appending and not self._gathering and self.core.must_seal():
-                await self._gather()
+                if not await self._gather():
+                    await self.held.changed.wait()  # a full segment has to become a chunk first
                 continue
             batches = [] if self._appending else self.core.take_unlogged()
             if batches:
@@ -268,9 +269,9 @@ class Volume:
                 await changed.wait()
         self.held.check()
 
-    async def _gather(self) -> None:
+    async def _gather(self) -> bool:
         """Much is to be made durable, and whoever writes it may be about to write more (the answers to the last group
-        are just out): chunks of its own for each write would cost several times as much."""
+        are just out): chunks of its own for each write would cost several times as much. False: no room to seal."""
         self._gathering = True
         core = self.core
         try:
@@ -280,10 +281,15 @@ class Volume:
                 if core.accepted == before:
                     break
             await self.held.until(lambda: not (core.write_through and core.full and core.must_seal()))
-            core.seal_open()
-        finally:
+        except BaseException:
             self._gathering = False
+            self.kick()  # somebody else has to
+            raise
+        self._gathering = False
+        done = core.seal_open()
+        if done:  # else nothing has changed, and nobody is to look again before a segment has become a chunk
             self.kick()
+        return done
 
     async def _append(self, batches: list[Batch]) -> None:
         assert self._log is not None
@@ -354,7 +360,8 @@ class Volume:
     async def _checkpoint_regularly(self, sealer: Sealer) -> None:
         while True:
             changed = self.held.changed
-            if sealer.committed >= self.held.tuning.checkpoint_chunks:
+            # a checkpoint writes the whole chunk table: of a large volume the more seldom
+            if sealer.committed >= max(self.held.tuning.checkpoint_chunks, len(self.core.table) // 256):
                 sealer.committed = 0
                 await self.checkpoint()
             else:
