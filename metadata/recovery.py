@@ -7,6 +7,7 @@ Invariants:
 1. The local file is reused only if its (seq, hash) is a record's of the chain: the log goes on from exactly there.
 2. A rebuilt file replaces the old one by rename after it is complete and durable; a crash starts over.
 3. A conflict, a gap or a hash that does not fit stops the recovery: nothing is skipped, nothing is guessed.
+4. COMMIT follows the log. So a file that is ahead of the log shows that the log has lost what was answered: refused.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ async def recover(path: str, metalog: MetaLog, dumps: Sequence[DumpSource], exec
     """Make `path` the state at the end of the log. Answers what was done: "reused", "replayed", "rebuilt", "new"."""
     done = await _reuse(path, metalog, executor)
     if done is None:
-        await executor.run(_remove, path)
         if metalog.last_seq == 0:
+            await executor.run(_remove, path)
             return "new"
         await _rebuild(path, metalog, dumps, executor)
         done = "rebuilt"
@@ -88,8 +89,14 @@ async def _reuse(path: str, metalog: MetaLog, executor: Executor) -> str | None:
         state = await executor.run(_state, path)
     except apsw.Error:
         return None
-    if state is None or state[0] == 0 or state[0] > metalog.last_seq:
+    if state is None or state[0] == 0:
         return None
+    if state[0] > metalog.last_seq > 0:
+        raise RecoveryFailed(
+            f"the log on the drives ends at record {metalog.last_seq}, but {path} holds everything up to {state[0]}: "
+            "records that were answered are missing from the log. Bring back the drives that have them; "
+            f"or move {path} away, and what only it holds is given up"
+        )
     if state == (metalog.last_seq, metalog.last_hash):
         return "reused"
     try:

@@ -2,12 +2,14 @@
 
 First start: DIR/drives/d0 ... are formatted and the map is drawn up from them. Later starts: every drive that the
 newest reachable root's map names for this node is opened at its path; a path that has no drive, another cluster's
-drive or a drive of another id is reported "missing" with the reason, and the pool starts degraded.
+drive or a drive of another id is reported "missing" with the reason, and the pool starts degraded. A drive is known by
+its id, wherever under drives/ it lies; of a drive that lies there twice only the one at its own path is used.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import platform
 import secrets
@@ -22,6 +24,8 @@ from trivium.cluster.files import FileOps
 from trivium.cluster.model import ClusterMap, DriveRow, NodeRow, PoolRow, Root
 from trivium.cluster.store import Store
 from trivium.cluster.wire import DriveReport
+
+log = logging.getLogger(__name__)
 
 DEFAULT_DRIVES = 6
 DEFAULT_POOL = 1
@@ -101,6 +105,7 @@ def open_drives(data: DataDir, files: FileOps, cluster: bytes, node: bytes) -> O
         if row.reason != "removed" and path not in seen and path not in reasons:
             _try(files, path, cluster, seen, reasons)
     known = {row.id: row for row in rows if row.reason != "removed"}
+    _leave_copies(data, seen, known, reasons)
     for store in seen.values():
         if opened.newest is None or store.drive in known:
             opened.stores.append(store)
@@ -113,6 +118,27 @@ def open_drives(data: DataDir, files: FileOps, cluster: bytes, node: bytes) -> O
             text = reasons.get(path) or f"another drive lies at {path}"
             opened.absent.append(DriveReport(row.id, "missing", text, row.bytes_total, 0, row.device, row.path))
     return opened
+
+
+def _leave_copies(data: DataDir, seen: dict[str, Store], known: dict[bytes, DriveRow], reasons: dict[str, str]) -> None:
+    """A drive that lies at several paths is the one at the map's path; the copies are left alone, and named. When none
+    of them lies there nobody knows which is the newer one: the drive stays down until the operator has decided."""
+    by_drive: dict[bytes, list[str]] = {}
+    for path, store in seen.items():
+        by_drive.setdefault(store.drive, []).append(path)
+    for drive, paths in by_drive.items():
+        if len(paths) == 1 or drive not in known:
+            continue
+        row = known[drive]
+        at_home = absolute(data, row.path)
+        for path in paths:
+            if path != at_home:
+                seen.pop(path).close()
+        if at_home in paths:
+            others = ", ".join(path for path in paths if path != at_home)
+            log.warning("drive %s lies at %s; its copies are left alone: %s", row.name, at_home, others)
+        else:
+            reasons[at_home] = f"several directories say that they are this drive ({', '.join(paths)}): leave one"
 
 
 def _newest(stores: Iterable[Store]) -> Root | None:

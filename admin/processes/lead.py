@@ -93,7 +93,10 @@ class Leader:
         if self.substrate.forming:
             await self._form(path, metalog, env or credentials.generated())
         else:
-            done = await recovery.recover(path, metalog, self._dumps(), executor)
+            try:
+                done = await recovery.recover(path, metalog, self._dumps(), executor)
+            except recovery.RecoveryFailed as error:
+                raise CommandError(f"the pool cannot start: {error}.", 6) from None
             log.info("metadata %s up to record %d", done, metalog.last_seq)
         self.server = MetadataServer(
             path,

@@ -153,10 +153,16 @@ def test_the_local_file_is_continued_rebuilt_when_deleted_and_never_when_it_is_o
     assert state(tmp_path) == wanted
 
 
-def test_a_file_ahead_of_the_log_is_not_believed(tmp_path: Path) -> None:
+def test_a_file_ahead_of_the_log_stops_the_recovery_and_is_kept(tmp_path: Path) -> None:
+    """COMMIT follows the log: what the file has beyond it was answered, and every replica has lost it."""
     metalog = formed(tmp_path)
     recovered(tmp_path, metalog)
-    del metalog.records[-1]  # the takeover found it nowhere: it was never answered
+    before = state(tmp_path)
+    del metalog.records[-1]
+    with pytest.raises(RecoveryFailed, match="ends at record 1"):
+        recovered(tmp_path, metalog)
+    assert state(tmp_path) == before
+    (tmp_path / "t.db").rename(tmp_path / "aside")  # the operator has decided
     assert recovered(tmp_path, metalog) == "rebuilt"
     assert state(tmp_path)[0] == 1
 
