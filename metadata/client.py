@@ -85,6 +85,7 @@ class MetadataClient:
         self.life = 0  # sessions that have ended so far; `call(life=…)` sends nothing under a later one
         self._incarnation = b""
         self._answered_s = float("-inf")  # boot time at which the last answered heartbeat was sent
+        self._beat_s = float("-inf")  # the same, whether or not leases came with it
         self._lapsed = True
         self._map = ClusterMap()
         self._groups: tuple[Group, ...] = ()
@@ -232,7 +233,7 @@ class MetadataClient:
         return False
 
     def _answered(self, sent_s: float) -> None:
-        self._answered_s = sent_s
+        self._answered_s = self._beat_s = sent_s
         self._lapsed = False
 
     def _lapse(self) -> None:
@@ -374,6 +375,10 @@ class MetadataClient:
         """Whether leases may still be relied upon: ask before each use of something cached."""
         return not self._lapsed and self._lease_left_s() > 0
 
+    def silent_s(self) -> float:
+        """Since when the server has not answered: the age of the last answered heartbeat (inf: none in this life)."""
+        return self._clock.boot_s() - self._beat_s
+
     def _lease_left_s(self) -> float:
         if self._welcome is None:
             return 0.0
@@ -444,7 +449,8 @@ class MetadataClient:
     def _lose_slot(self, session: int, slot: int, number: int) -> None:
         """The call was given up without an answer. Its slot is free again once the number is known to be used up."""
         if self._nursery is not None and self._welcome is not None and self._welcome.session == session:
-            self._nursery.start_soon(self._use_up, session, slot, number)
+            with contextlib.suppress(RuntimeError):  # the session is ending with its last tasks: so do its slots
+                self._nursery.start_soon(self._use_up, session, slot, number)
 
     async def _use_up(self, session: int, slot: int, number: int) -> None:
         """An empty call of the same number: answered by what the given-up one did, or, when that never arrived,

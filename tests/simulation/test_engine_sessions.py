@@ -15,7 +15,10 @@ import trio.testing
 
 from tests.fakes.engineworld import World, run_seeded
 from tests.fakes.metadata import memory_client, memory_metadata
+from tests.simulation.runner import run_schedules
+from trivium.cluster.clock import TrioClock
 from trivium.cluster.errors import Unavailable
+from trivium.cluster.transport.interface import Connection
 from trivium.cluster.wire import Service
 from trivium.metadata import lifelock, messages
 from trivium.metadata.client import MetadataClient
@@ -452,3 +455,51 @@ def test_a_call_given_up_does_not_block_its_slot() -> None:
                 await make(client, b"after")
 
     run(main)
+
+
+class Reluctant:
+    """A connection whose requests cannot be cancelled at once."""
+
+    local = False
+
+    def __init__(self, connection: Connection, rng: random.Random) -> None:
+        self._connection, self._rng = connection, rng
+
+    async def request(self, service: Service, body: bytes, payload: Any = b"") -> Any:
+        try:
+            return await self._connection.request(service, body, payload)
+        finally:
+            with trio.CancelScope(shield=True):
+                for _ in range(self._rng.randrange(8)):
+                    await trio.lowlevel.checkpoint()
+
+    def subscribe(self, service: Service, body: bytes) -> Any:
+        return self._connection.subscribe(service, body)
+
+    async def aclose(self) -> None:
+        await self._connection.aclose()
+
+
+def test_a_client_that_stops_with_calls_under_way_stops_quietly() -> None:
+    """Calls and the client's own tasks are cancelled together and end in any order."""
+
+    async def schedule(seed: int, rng: random.Random) -> None:
+        async with memory_metadata() as (_server, connect):
+
+            async def reluctant() -> Any:
+                return Reluctant(await connect(), rng)
+
+            async def work(lane: int) -> None:
+                for i in range(1000):
+                    await make(client, b"%d-%d" % (lane, i))
+
+            client = MetadataClient(reluctant, client="c", random=rng, clock=TrioClock())
+            async with trio.open_nursery() as nursery:
+                await nursery.start(client.run)
+                for lane in range(6):
+                    nursery.start_soon(work, lane)
+                for _ in range(rng.randrange(40)):
+                    await trio.lowlevel.checkpoint()
+                nursery.cancel_scope.cancel()
+
+    run_schedules(schedule, 20)
