@@ -136,6 +136,10 @@ class Filesystem:
         for inode in self._writeback.dirty_inodes():
             await self._writeback.drain(inode)
 
+    def unsent(self) -> list[tuple[str, int]]:
+        """What only this mount has: (path, bytes)."""
+        return [(self._view.inodes.path_of(i), i.pending.held()) for i in self._writeback.dirty_inodes()]
+
     async def on_recall(self, ino: int, name: bytes = b"") -> bool:
         """The metadata client's callback. Answers whether handles are open here."""
         return await self._recalls.recall(ino, name)
@@ -428,8 +432,8 @@ class Filesystem:
         if inode.pending.dirty:
             self._spawn(self._writeback.drain, inode)
         if inode.held:
-            inode.held = False
-            await self._view.metadata.call(Release((inode.ino,)))
+            inode.held = False  # in the background: a close must not wait for a pool that is away
+            self._spawn(self._view.metadata.call, Release((inode.ino,)))
         self._view.inodes.evict(inode)
 
     async def opendir(self, ino: int) -> int:

@@ -1,8 +1,9 @@
 """A Filesystem at a directory of this machine, by pyfuse3.
 
     check -> filesystem runs -> mounted -> answers (statvfs) -> on_ready -> ... -> SIGTERM, SIGINT, umount or cancel
-          -> no more requests -> what is unsent is sent -> unmounted
+          -> no more requests -> what is unsent is sent (FLUSH_S; ABSENT_S when nobody answers) -> unmounted
 
+What could not be sent is said: logged, and given to `on_lost`.
 One mount per process (pyfuse3's session is global). The process that mounts needs pyfuse3 (`trivium[fs]`) and fuse3.
 """
 
@@ -26,8 +27,9 @@ log = logging.getLogger(__name__)
 
 READ_AHEAD_KB = 4096
 WORKERS_MIN, WORKERS_MAX = 8, 256
-STOP_S = 5.0
+STOP_S = 2.0
 FLUSH_S = 60.0  # at unmount what is unsent has this long
+ABSENT_S = 6.0  # or this, when the metadata server has not answered for as long
 OPTIONS = frozenset({"default_permissions", "fsname=trivium", "subtype=trivium"})
 
 
@@ -88,12 +90,14 @@ async def run_mount(
     bucket: str | None = None,
     options: Collection[str] = (),
     on_ready: Callable[[], None] | None = None,
+    on_lost: Callable[[list[str]], None] | None = None,
     pool: int = 1,
     clock: Clock | None = None,
     signals: bool = True,
 ) -> None:
     """Mount and serve until unmounted, told to stop by SIGTERM or SIGINT, or cancelled; then send what is unsent and
-    unmount. Takes the client's on_recall and on_ended. Raises Refused when it cannot be mounted."""
+    unmount. Takes the client's on_recall and on_ended. `on_lost` is told what could not be sent, a line each.
+    Raises Refused when it cannot be mounted."""
     check(mountpoint)
     mountpoint = os.path.realpath(mountpoint)  # noqa: ASYNC240 (before the mount: local)
     import pyfuse3
@@ -125,21 +129,45 @@ async def run_mount(
             with serving:
                 await pyfuse3.main(min_tasks=WORKERS_MIN, max_tasks=WORKERS_MAX)
         finally:
-            await _end(filesystem, mountpoint)
+            await _end(filesystem, metadata, mountpoint, on_lost)
         nursery.cancel_scope.cancel()
 
 
-async def _end(filesystem: Filesystem, mountpoint: str) -> None:
-    """Unmount first (new requests fail at once), then send the rest: umount never hangs on a dead pool."""
+async def _end(
+    filesystem: Filesystem, metadata: Metadata, mountpoint: str, on_lost: Callable[[list[str]], None] | None
+) -> None:
+    """Send the rest, unmount. Never hangs on a pool that is away."""
     import pyfuse3
 
-    with trio.CancelScope(shield=True, deadline=trio.current_time() + FLUSH_S):
-        try:
-            await filesystem.sync_all()
-        except (MetadataError, ClusterError, OSError) as error:
-            log.error("data was lost at unmount: %s", error)
+    with trio.CancelScope(shield=True):
+        await _flush(filesystem, metadata)
+        lost = [f"{path}: {count} bytes" for path, count in filesystem.unsent()]
+        for line in lost:
+            log.error("lost at unmount: %s", line)
         await trio.to_thread.run_sync(_unmount, mountpoint)
         pyfuse3.close(unmount=False)
+        if lost and on_lost is not None:
+            on_lost(lost)
+
+
+async def _flush(filesystem: Filesystem, metadata: Metadata) -> None:
+    """Send what is unsent, as long as there is somebody to send it to."""
+    with trio.move_on_after(FLUSH_S):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_until_absent, metadata, nursery.cancel_scope)
+            try:
+                await filesystem.sync_all()
+            except (MetadataError, ClusterError, OSError) as error:
+                log.error("at unmount: %s", error)
+            nursery.cancel_scope.cancel()
+
+
+async def _until_absent(metadata: Metadata, scope: trio.CancelScope) -> None:
+    await trio.sleep(ABSENT_S)
+    while (silent_s := metadata.silent_s()) < ABSENT_S:  # noqa: ASYNC110 (time itself is waited for)
+        await trio.sleep(ABSENT_S - silent_s)
+    log.error("the pool has not answered for %.0f s", metadata.silent_s())
+    scope.cancel()
 
 
 def _unmount(mountpoint: str) -> None:

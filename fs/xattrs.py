@@ -39,8 +39,7 @@ class Xattrs:
             return await self._virtual(ino, name)
         if not name.startswith(KEPT):
             raise failure(errno.EOPNOTSUPP)
-        known = self._view.inodes.get(ino)
-        if name == CAPABILITY and known is not None and known.virgin and self._view.trusts(known):
+        if name == CAPABILITY and (known := self._view.inodes.get(ino)) is not None and known.virgin:
             raise failure(errno.ENODATA)  # asked before every write
         value = (await self._all(ino)).get(name)
         if value is None:

@@ -63,10 +63,28 @@ def mount(
 @click.command()
 @click.argument("mountpoint", type=click.Path(path_type=Path))
 @click.option("--lazy", is_flag=True, help="Detach now, finish when nobody uses it any more.")
-def umount(mountpoint: Path, lazy: bool) -> None:
-    """Unmount MOUNTPOINT; returns when everything written has been flushed."""
-    from trivium.admin.processes.mount import wait_until_gone
+@click.option("--force", is_flag=True, help="End it though files are open or the pool is away; what is unsent is lost.")
+def umount(mountpoint: Path, lazy: bool, force: bool) -> None:
+    """Unmount MOUNTPOINT; returns when everything written has been flushed.
 
+    When the pool does not answer, it gives up after some seconds, says what was lost and fails.
+    """
+    from trivium.admin.processes.mount import servers, wait_until_gone
+
+    mountpoint = mountpoint.absolute()
+    serving = servers(mountpoint)
+    if force and serving:
+        for server in serving:
+            server.stop()
+    else:
+        _detach(mountpoint, lazy=lazy or force)
+    wait_until_gone(serving)
+    lost = [line for server in serving for line in server.lost()]
+    if lost:
+        raise CommandError("\n  ".join(["the pool did not answer; unmounted, and these writes are lost:", *lost]))
+
+
+def _detach(mountpoint: Path, *, lazy: bool) -> None:
     command = ["fusermount3", "-u", *(["-z"] if lazy else []), str(mountpoint)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -74,4 +92,3 @@ def umount(mountpoint: Path, lazy: bool) -> None:
         raise CommandError("fusermount3 is missing: apt install fuse3", 4) from None
     if done.returncode:
         raise CommandError(done.stderr.strip() or f"cannot unmount {mountpoint}")
-    wait_until_gone(mountpoint.absolute())

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
+import signal
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +16,8 @@ from trivium.admin.cli.connect import run
 from trivium.admin.errors import CommandError
 from trivium.admin.logs import configure
 from trivium.admin.processes.detach import announce, start_detached
+
+CONNECT_S = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +36,7 @@ def mount_in_background(options: MountOptions) -> None:
     from trivium.fs.mount import check
 
     check_or_explain(check, options.mountpoint)
-    name = hashlib.blake2b(str(options.mountpoint).encode(), digest_size=4).hexdigest()
-    log = options.log_file or options.data / "run" / f"mount-{name}.log"
+    log = options.log_file or _beside_log(options.data, options.mountpoint, "log")
     arguments = ["mount", str(options.mountpoint), "--foreground", "--connect", str(options.data)]
     if options.bucket:
         arguments += ["--bucket", options.bucket]
@@ -74,7 +79,14 @@ async def _serve(options: MountOptions) -> None:
     def ready() -> None:
         announce({"mountpoint": str(options.mountpoint)})
 
-    async with connect_pool(options.data, client=client, io_timeout=options.io_timeout) as pool:
+    def lost(lines: list[str]) -> None:
+        with contextlib.suppress(OSError):  # it is in the log, too
+            _beside_log(options.data, options.mountpoint, "lost").write_text("\n".join(lines) + "\n")
+
+    _beside_log(options.data, options.mountpoint, "lost").unlink(missing_ok=True)
+    async with connect_pool(
+        options.data, client=client, io_timeout=options.io_timeout, connect_timeout=CONNECT_S
+    ) as pool:
         await run_mount(
             pool.metadata,
             pool.chunks,
@@ -82,22 +94,74 @@ async def _serve(options: MountOptions) -> None:
             bucket=options.bucket or None,
             options=kernel,
             on_ready=ready,
+            on_lost=lost,
         )
 
 
-def wait_until_gone(mountpoint: Path, timeout_s: float = 90) -> None:
+def _beside_log(data: Path, mountpoint: Path, what: str) -> Path:
+    name = hashlib.blake2b(str(mountpoint).encode(), digest_size=4).hexdigest()
+    return data / "run" / f"mount-{name}.{what}"
+
+
+# ---- from outside -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """The process behind a mount point."""
+
+    pid: int
+    data: Path
+    mountpoint: Path
+
+    @property
+    def alive(self) -> bool:
+        return _served(self.pid, self.mountpoint) is not None
+
+    def stop(self) -> None:
+        """End it whoever uses it: what it can send it sends, the rest is lost."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGTERM)
+
+    def lost(self) -> list[str]:
+        """What it could not send; said once."""
+        path = _beside_log(self.data, self.mountpoint, "lost")
+        try:
+            lines = path.read_text().splitlines()
+            path.unlink()
+        except OSError:
+            return []
+        return lines
+
+
+def servers(mountpoint: Path) -> list[Server]:
+    found = []
+    for pid in (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()):
+        data = _served(pid, mountpoint)
+        if data is not None:
+            found.append(Server(pid, data, mountpoint))
+    return found
+
+
+def _served(pid: int, mountpoint: Path) -> Path | None:
+    """The data directory of a process that serves this mount point."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return None
+    for i in _places(words, [b"mount", os.fsencode(mountpoint), b"--foreground", b"--connect"]):
+        return Path(os.fsdecode(words[i + 4]))
+    return None
+
+
+def _places(words: Sequence[bytes], needle: Sequence[bytes]) -> Iterator[int]:
+    return (i for i in range(len(words) - len(needle)) if list(words[i : i + len(needle)]) == list(needle))
+
+
+def wait_until_gone(gone: Sequence[Server], timeout_s: float = 90) -> None:
     """After fusermount3: wait for the process behind the mount to have sent what was unsent."""
-    needle = [b"mount", str(mountpoint).encode(), b"--foreground"]
     deadline = time.monotonic() + timeout_s
-    while any(_serves(entry, needle) for entry in Path("/proc").iterdir() if entry.name.isdigit()):
+    while any(server.alive for server in gone):
         if time.monotonic() > deadline:
             raise CommandError(f"the mount's process still runs after {timeout_s:.0f} s; its log says why.")
         time.sleep(0.02)
-
-
-def _serves(process: Path, needle: list[bytes]) -> bool:
-    try:
-        words = (process / "cmdline").read_bytes().split(b"\0")
-    except OSError:
-        return False
-    return any(words[i : i + 3] == needle for i in range(len(words)))
