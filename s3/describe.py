@@ -45,11 +45,11 @@ def refuse_unsupported(headers: Mapping[str, str]) -> None:
 def stored_headers(headers: Mapping[str, str]) -> dict[str, str]:
     """The standard headers that are kept; aws-chunked is of the transfer, not of the object."""
     found = {name: headers[name] for name in STORED if name in headers}
-    if "content-encoding" in found:
+    if "aws-chunked" in found.get("content-encoding", "").lower():
         left = [item.strip() for item in found["content-encoding"].split(",")]
         left = [item for item in left if item and item.lower() != "aws-chunked"]
         if left:
-            found["content-encoding"] = ",".join(left)
+            found["content-encoding"] = ", ".join(left)
         else:
             del found["content-encoding"]
     return found

@@ -167,12 +167,13 @@ async def post_object(service: Service, accounts: Accounts, request: S3Request) 
     fields, limits = parser.fields, service.limits
     if "key" not in fields:
         raise S3Error("InvalidArgument", "Bucket POST must contain a field named 'key'.", ArgumentName="key")
+    fields["key"] = fields["key"].replace("${filename}", parser.filename)  # the policy speaks of the key that is made
     now_s = service.clock.wall_ns() / 1e9
     low, high = 0, limits.put_bytes
     if "policy" in fields:
         await _sign_in(accounts, request, fields, now_s)
         low, high = check_policy(fields["policy"], fields, request.bucket.decode("utf-8", "replace"), now_s)
-    key = fields["key"].replace("${filename}", parser.filename).encode("utf-8", "replace")
+    key = fields["key"].encode("utf-8", "replace")
     if not key:
         raise S3Error("InvalidArgument", "User key must have a length greater than 0.", ArgumentName="key")
     check_key(key)
@@ -215,5 +216,7 @@ def _answer(request: S3Request, fields: dict[str, str], info: ObjectInfo) -> Res
     if fields.get("success_action_status") == "201":
         headers["Content-Type"] = "application/xml"
         parts = [element("Location", location), element("Bucket", bucket), element("Key", key)]
-        return Response(201, headers, answer("PostResponse", [*parts, element("ETag", f'"{info.etag}"')]))
+        return Response(
+            201, headers, answer("PostResponse", namespace="", parts=[*parts, element("ETag", f'"{info.etag}"')])
+        )
     return Response(200 if fields.get("success_action_status") == "200" else 204, headers)

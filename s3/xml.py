@@ -46,9 +46,10 @@ def element(name: str, text: str | int | None) -> str:
     return f"<{name}>{escape(text) if isinstance(text, str) else text}</{name}>"
 
 
-def answer(root: str, parts: Iterable[str]) -> bytes:
-    """A whole answer document in S3's namespace."""
-    return f'{HEAD}<{root} xmlns="{NAMESPACE}">{"".join(parts)}</{root}>'.encode()
+def answer(root: str, parts: Iterable[str], namespace: str = NAMESPACE) -> bytes:
+    """A whole answer document, in S3's namespace but for the few that have none."""
+    declared = f' xmlns="{namespace}"' if namespace else ""
+    return f"{HEAD}<{root}{declared}>{''.join(parts)}</{root}>".encode()
 
 
 class Node:
