@@ -151,6 +151,18 @@ def test_an_orphan_is_queued_with_all_of_its_files() -> None:
     assert not queue.page(db.reader(), 1 << 60, 10)
 
 
+@pytest.mark.parametrize("extents", [2, 500])
+def test_a_copy_costs_the_same_whatever_the_size(extents: int) -> None:
+    """Copying shares the content: a few rows in the record, not one for each extent (attack 41)."""
+    db = bucket()
+    new = db.new_chunk(10 * extents)
+    parts = tuple(Extent(10 * i, 10, Ref(new.chunk, 10 * i, 10)) for i in range(extents))
+    db.call(PutObject(b"bucket", b"x", Body(10 * extents, None, parts), "e", ObjectMeta()), [new])
+    before = db.db.total_changes()
+    db.call(CopyObject(b"bucket", b"x", b"bucket", b"y"))
+    assert db.db.total_changes() - before < 12
+
+
 # ---- volumes ----------------------------------------------------------------------------------------------------
 
 
