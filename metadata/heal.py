@@ -35,8 +35,9 @@ from trivium.metadata.tx import Reader, Tx
 
 log = logging.getLogger(__name__)
 
-BATCH = 64  # rows of one look at the repair query
-IN_FLIGHT = 3  # chunks rebuilt side by side
+BATCH = 256  # rows of one look at the repair query
+IN_FLIGHT = 24  # chunks rebuilt side by side: their plans and commits share records
+IN_FLIGHT_BYTES = 12 << 20  # and the bytes of data that they are together, unless it is one
 IDLE_S = 5.0  # between looks when nothing is to do or nothing can be done
 
 
@@ -189,19 +190,24 @@ class Healer:
         return healed
 
     async def _heal_all(self, work: list[Placed]) -> int:
-        healed, limit = 0, trio.CapacityLimiter(IN_FLIGHT)
+        healed = chunks = size = 0
+        ended = trio.lowlevel.ParkingLot()
 
         async def one(placed: Placed) -> None:
-            nonlocal healed
-            async with limit:
-                if await self._heal(placed):
-                    healed += 1
-                    self.progress.done += 1
-                    self.progress.left -= 1
-                    self.progress.bytes_done += placed.length
+            nonlocal healed, chunks, size
+            if await self._heal(placed):
+                healed += 1
+                self.progress.done += 1
+                self.progress.left -= 1
+                self.progress.bytes_done += placed.length
+            chunks, size = chunks - 1, size - placed.length
+            ended.unpark_all()
 
         async with trio.open_nursery() as nursery:
             for placed in work:
+                while chunks == IN_FLIGHT or (chunks and size + placed.length > IN_FLIGHT_BYTES):
+                    await ended.park()
+                chunks, size = chunks + 1, size + placed.length
                 nursery.start_soon(one, placed)
         return healed
 
