@@ -61,23 +61,23 @@ def mount(
 
 
 @click.command()
-@click.argument("mountpoint", type=click.Path(path_type=Path))
+@click.argument("mountpoint")  # not click.Path: that looks at the mount point, which may not answer
 @click.option("--lazy", is_flag=True, help="Detach now, finish when nobody uses it any more.")
 @click.option("--force", is_flag=True, help="End it though files are open or the pool is away; what is unsent is lost.")
-def umount(mountpoint: Path, lazy: bool, force: bool) -> None:
+def umount(mountpoint: str, lazy: bool, force: bool) -> None:
     """Unmount MOUNTPOINT; returns when everything written has been flushed.
 
     When the pool does not answer, it gives up after some seconds, says what was lost and fails.
     """
     from trivium.admin.processes.mount import servers, wait_until_gone
 
-    mountpoint = mountpoint.absolute()
-    serving = servers(mountpoint)
+    path = Path(mountpoint).absolute()
+    serving = servers(path)
     if force and serving:
         for server in serving:
             server.stop()
     else:
-        _detach(mountpoint, lazy=lazy or force)
+        _detach(path, lazy=lazy or force)
     wait_until_gone(serving)
     lost = [line for server in serving for line in server.lost()]
     if lost:
