@@ -70,6 +70,10 @@ class Commands:
         wanted = Credential(arguments["access_key"], arguments["secret_key"], arguments["user"], arguments["bucket"])
         if wanted.access_key == (await self._leader.root_credential()).access_key:
             raise MetadataError("EPERM", "the root credential is set by TRIVIUM_ROOT_USER and TRIVIUM_ROOT_PASSWORD")
+        if not wanted.secret_key and all(
+            row["access_key"] != wanted.access_key for row in await self.credential_list({})
+        ):
+            raise MetadataError("ENOENT", f"there is no credential {wanted.access_key}; trivium credential ls has them")
         await self._leader.client.call(SetCredential(wanted))
         self._leader.on_credential(wanted.access_key)
         return None

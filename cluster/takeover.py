@@ -99,7 +99,10 @@ async def _seal_all(
 
 def _refusal(entry: SegmentEntry, errors: dict[bytes, ClusterError]) -> ClusterError:
     reasons = "; ".join(f"{drive.hex()}: {errors.get(drive, 'known to be lost')}" for drive in entry.drives)
-    text = f"the log cannot be opened: no drive of its open segment {entry.segment.hex()} can be read ({reasons})"
+    text = (
+        f"the log cannot be opened: no drive of its last segment {entry.segment.hex()} can be read ({reasons}). "
+        "Bring back a drive that has it whole"
+    )
     away = any(isinstance(error, Unavailable) for error in errors.values())
     return Unavailable(text) if away else Corrupt(text)
 

@@ -12,7 +12,7 @@ import trio
 
 from trivium.admin.datadir import DataDir, default_data_dir
 from trivium.admin.errors import CommandError, of_os_error, unreachable
-from trivium.cluster.errors import ClusterError, Unavailable
+from trivium.cluster.errors import ClusterError, Corrupt, Unavailable
 from trivium.metadata.messages import MetadataError
 
 if TYPE_CHECKING:
@@ -49,6 +49,8 @@ def run(function: Callable[..., Awaitable[T]], *args: Any) -> T:
             raise CommandError(found.text or found.code) from None
         if isinstance(found, Unavailable):
             raise CommandError(str(found), 3) from None
+        if isinstance(found, Corrupt):
+            raise CommandError(str(found), 6) from None
         if isinstance(found, ClusterError | CommandError):
             raise (found if isinstance(found, CommandError) else CommandError(str(found))) from None
         if isinstance(found, KeyboardInterrupt):

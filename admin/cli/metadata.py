@@ -51,7 +51,7 @@ def query(sql: str, as_csv: bool, data: DataDir) -> None:
                     click.echo(
                         json.dumps(row, default=lambda value: value.hex() if isinstance(value, bytes) else str(value))
                     )
-        except sqlite3.Error as error:
+        except (sqlite3.Error, ValueError) as error:
             raise CommandError(f"SQLite says: {error}") from None
         finally:
             database.conn.close()

@@ -38,6 +38,7 @@ class Opened:
     stores: list[Store] = field(default_factory=list)
     absent: list[DriveReport] = field(default_factory=list)
     newest: Root | None = None
+    reasons: dict[str, str] = field(default_factory=dict)  # path -> why nothing there was opened
 
 
 def absolute(data: DataDir, path: str) -> str:
@@ -94,7 +95,7 @@ def first_map(data: DataDir, stores: Iterable[Store], node: bytes, profile: tupl
 def open_drives(data: DataDir, files: FileOps, cluster: bytes, node: bytes) -> Opened:
     """Open what is there and say what is not. InUse when another process has one of them."""
     opened = Opened()
-    reasons: dict[str, str] = {}
+    reasons = opened.reasons
     seen: dict[str, Store] = {}
     for entry in sorted(data.drives.iterdir()) if data.drives.is_dir() else []:
         _try(files, str(entry), cluster, seen, reasons)

@@ -158,6 +158,9 @@ def _open_substrate(options: UpOptions, cluster: ClusterFile) -> Substrate:
         else:
             opened = drives.open_drives(options.data, files, identity, node)
             first = None
+            if opened.newest is None:
+                why = "; ".join(opened.reasons.values()) or f"there is none under {options.data.drives}"
+                raise CommandError(f"the pool cannot start: no drive of it can be read: {why}. Bring them back.")
     except InUse as error:
         raise CommandError(str(error), 5) from None
     except (ClusterError, OSError) as error:
