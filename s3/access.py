@@ -31,6 +31,8 @@ OBJECT_GRANTS: dict[str, str] = {
 }
 # what the owner of an object may do with it, and the bucket's owner too
 OWNERS_ONLY = frozenset({"s3:GetObjectTagging", "s3:PutObjectTagging", "s3:DeleteObjectTagging"})
+# who began an upload may look at it and end it
+INITIATORS = frozenset({"s3:AbortMultipartUpload", "s3:ListMultipartUploadParts"})
 OWNER = "OWNER"  # no grant gives it
 
 
@@ -47,6 +49,14 @@ class Access:
     @property
     def open(self) -> bool:
         return not self.checked and (bool(self.needs) or self.tags is not None)
+
+    def check_upload(self, initiator: str) -> None:
+        """The upload that is acted on. S3Error AccessDenied."""
+        self.checked = True
+        if self.needs and self.bucket is not None:
+            user = acting_user(self.identity, self.bucket)
+            if not user or user != initiator:
+                raise S3Error("AccessDenied")
 
     def check(self, info: ObjectInfo) -> None:
         """The object that is acted on. S3Error AccessDenied."""

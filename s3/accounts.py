@@ -19,7 +19,7 @@ from typing import Generic, TypeVar
 
 from trivium.metadata.messages import BucketInfo, Credential, GetBucket, GetCredential, HeadObject, MetadataError
 from trivium.s3 import acl, sigv2, sigv4
-from trivium.s3.access import BUCKET_GRANTS, OBJECT_GRANTS, OWNER, OWNERS_ONLY, Access, acting_user
+from trivium.s3.access import BUCKET_GRANTS, INITIATORS, OBJECT_GRANTS, OWNER, OWNERS_ONLY, Access, acting_user
 from trivium.s3.context import ANONYMOUS, Identity, Metadata, S3Request
 from trivium.s3.describe import header_tags
 from trivium.s3.errors import S3Error
@@ -235,7 +235,7 @@ class Accounts:
         if action in OBJECT_GRANTS:
             access.needs = OBJECT_GRANTS[action]
         elif not owner:
-            if action in OWNERS_ONLY:
+            if action in OWNERS_ONLY or action in INITIATORS:
                 access.needs = OWNER
                 return
             user = acting_user(access.identity, info)

@@ -322,6 +322,8 @@ async def _checksum_of(
 
 
 async def abort_upload(service: Service, request: S3Request) -> Response:
+    if request.access is not None and request.access.open:
+        request.access.check_upload((await _upload(service, request)).owner)
     await service.metadata.call(AbortUpload(request.bucket, request.key, request.query.get("uploadId", "")))
     return Response(204)
 
@@ -334,6 +336,8 @@ async def list_parts(service: Service, request: S3Request) -> Response:
         ListParts(request.bucket, request.key, upload_id, marker, max(1, limit))
     )
     upload = page.upload
+    if request.access is not None:
+        request.access.check_upload(upload.owner)
     shown = page.parts[:limit]
     algorithm = upload.meta.checksum_algorithm
     lines = []

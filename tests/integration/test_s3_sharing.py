@@ -162,6 +162,18 @@ def test_a_writers_object_is_the_writers(alice: Any, bob: Any, bucket: str) -> N
     alice.delete_object(Bucket=bucket, Key="k")
 
 
+def test_who_began_an_upload_may_end_it(alice: Any, bob: Any, nobody: Any, bucket: str) -> None:
+    alice.put_bucket_acl(Bucket=bucket, ACL="public-read-write")
+    for own, other in ((bob, nobody), (alice, bob)):
+        upload = own.create_multipart_upload(Bucket=bucket, Key="k")["UploadId"]
+        own.upload_part(Bucket=bucket, Key="k", UploadId=upload, PartNumber=1, Body=b"x")
+        refused(other.list_parts, Bucket=bucket, Key="k", UploadId=upload)
+        refused(other.abort_multipart_upload, Bucket=bucket, Key="k", UploadId=upload)
+        assert len(own.list_parts(Bucket=bucket, Key="k", UploadId=upload)["Parts"]) == 1
+        own.abort_multipart_upload(Bucket=bucket, Key="k", UploadId=upload)
+        refused(own.list_parts, status=404, Bucket=bucket, Key="k", UploadId=upload)
+
+
 def test_anonymous_objects_belong_to_the_bucket(alice: Any, nobody: Any, bucket: str) -> None:
     alice.put_bucket_acl(Bucket=bucket, ACL="public-read-write")
     nobody.put_object(Bucket=bucket, Key="k", Body=b"x")
