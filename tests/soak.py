@@ -163,10 +163,25 @@ class Soak:
 
     def round(self, victim: str = "") -> str:
         victim = victim or self.source.choice(VICTIMS)
-        time.sleep(self.source.uniform(0.2, 1.5))  # the load runs; when the kill falls is what is random here
+        if self.source.random() < 0.75:  # else while some are still recovering
+            self._let_all_work(self.source.randint(5, 30))
+        time.sleep(self.source.uniform(0.0, 1.0))  # the load runs; when the kill falls is what is random here
         self.raise_breach()
         self.kill(victim)
         return victim
+
+    def _let_all_work(self, steps: int) -> None:
+        """So that each face has something to lose."""
+        goals = [worker.steps + steps for worker in self.workers]
+
+        def reached() -> bool:
+            return all(w.breach or w.steps >= goal for w, goal in zip(self.workers, goals, strict=True))
+
+        try:
+            wait_for(reached, "every writer to go on", STUCK_S)
+        except AssertionError:
+            slow = [w.name for w, goal in zip(self.workers, goals, strict=True) if w.steps < goal]
+            raise Breach(f"{slow}: not {steps} steps in {STUCK_S} s") from None
 
     def check(self) -> None:
         """Everything, with the writers at rest."""
@@ -223,7 +238,7 @@ def soak(rounds: int, seed: int) -> None:
                 noted = number
                 if number < rounds:
                     run.start()
-    except BaseException as error:
+    except Exception as error:
         note(seed=seed, kills=0, failed=f"{type(error).__name__}: {error}"[:2000])
         print(f"soak: FAILED, seed {seed}, logs in {work}\n{run.pool.log()}", file=sys.stderr, flush=True)
         raise
