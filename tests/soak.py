@@ -67,9 +67,9 @@ class Soak:
     def end(self) -> None:
         for worker in self.workers:
             worker.stopping.set()
+        self.pool.clean_up()  # first: who waits for a mount whose pool is away cannot even be killed
         for face in self.faces:
             face.reconnect()
-        self.pool.clean_up()
 
     # ---- processes ------------------------------------------------------------------------------------------
 
