@@ -183,7 +183,7 @@ class Accounts:
         owner = identity.root or identity.bucket == name or (not identity.anonymous and info.owner == identity.user)
         document = info.config.get("policy")
         if document is not None and not (owner and action in POLICY_ACTIONS):
-            tags = await self._tags(document, bucket, key)
+            tags = await self._tags(document, bucket, key) if action in OBJECT_GRANTS or action in OWNERS_ONLY else None
             allowed = self._by_policy(document, request, action, key, access, tags)
             if allowed and (owner or not acl.rules_of(info).block.restrict or not _is_public(document, name)):
                 return access

@@ -38,6 +38,7 @@ STREAMS = frozenset({STREAMING, STREAMING_TRAILER, STREAMING_UNSIGNED_TRAILER})
 _HEX64 = re.compile(r"[0-9a-f]{64}\Z")
 _STAMP = re.compile(r"[0-9]{8}T[0-9]{6}Z\Z")
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z")
+_PLAIN = re.compile(r"[A-Za-z0-9._~-]*")
 _SPACES = re.compile(r"  +")
 
 Pairs = Sequence[tuple[str, str]]
@@ -82,6 +83,15 @@ def _decode(text: str) -> str:
 
 def encode(text: str, safe: str = "") -> str:
     """RFC 3986 as AWS wants it, of bytes in Latin-1 text."""
+    if _PLAIN.fullmatch(text):
+        return text
+    if len(text) <= 128:  # a credential's scope, a content type: the same in each request
+        return _quoted(text, safe)
+    return quote(text.encode("latin-1"), safe=f"-._~{safe}")
+
+
+@lru_cache(maxsize=2048)
+def _quoted(text: str, safe: str) -> str:
     return quote(text.encode("latin-1"), safe=f"-._~{safe}")
 
 
