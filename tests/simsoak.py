@@ -60,6 +60,8 @@ def main() -> int:
             seeds = range(first, first + options.seeds)
             for seed, wrong in zip(seeds, pool.map(run_seed, seeds), strict=True):
                 done += 1
+                if done % 20 == 0:
+                    print(f"{done} seeds, {len(failed)} failed", flush=True)
                 if wrong:
                     failed.append(seed)
                     print(f"{wrong}\nfailing seed: {seed}  (replay: {REPLAY.format(seed)})", flush=True)
