@@ -29,13 +29,15 @@ from trivium.admin.processes import drives
 from trivium.admin.processes.lead import Leader
 from trivium.admin.processes.substrate import Substrate
 from trivium.cluster.clock import SystemClock, ThreadExecutor
-from trivium.cluster.errors import ClusterError, InUse
+from trivium.cluster.errors import ClusterError, InUse, NoSpace
 from trivium.cluster.files import RealFiles
 from trivium.cluster.transport.interface import Peer, Reply
 from trivium.cluster.transport.unix import UnixServer
 from trivium.cluster.wire import Service
 
 log = logging.getLogger(__name__)
+
+DRIVE_MIB = 33  # ballast, root file, a log segment
 
 Ready = Callable[[dict[str, Any]], None]
 
@@ -163,6 +165,10 @@ def _open_substrate(options: UpOptions, cluster: ClusterFile) -> Substrate:
                 raise CommandError(f"the pool cannot start: no drive of it can be read: {why}. Bring them back.")
     except InUse as error:
         raise CommandError(str(error), 5) from None
+    except NoSpace as error:
+        raise CommandError(
+            f"the drives cannot be made: {error}. A drive begins with {DRIVE_MIB} MiB: make room."
+        ) from None
     except (ClusterError, OSError) as error:
         raise CommandError(f"the drives cannot be opened: {error}") from None
     return Substrate(
