@@ -204,6 +204,26 @@ def down(timeout_s: float, data: DataDir) -> None:
             raise CommandError(f"process {pid} has not stopped within {timeout_s:.0f} s; look at {data.log_file}.")
         time.sleep(0.02)
     click.echo("stopped")
+    for waiting, what in _clients(data):
+        click.echo(f"  {what} (process {waiting}) waits until the pool is up again; {_ENDS[what]}")
+
+
+_ENDS = {"a mount": "trivium umount ends it", "a block export": "kill ends it"}
+
+
+def _clients(data: DataDir) -> list[tuple[int, str]]:
+    """Mounts and block exports of this pool: they outlive it, so that a restart is only a pause for them."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            words = (entry / "cmdline").read_bytes().split(b"\0") if entry.name.isdigit() else []
+        except OSError:
+            continue
+        if b"connect=" + os.fsencode(data.path) in words:
+            found.append((int(entry.name), "a block export"))
+        elif {b"mount", b"--foreground", os.fsencode(data.path)} <= set(words):
+            found.append((int(entry.name), "a mount"))
+    return sorted(found)
 
 
 def _lives(pid: int) -> bool:
