@@ -52,9 +52,8 @@ class Readers:
 
     async def read(self, run: Callable[[Reader], T], *, here: bool = False) -> tuple[T, int]:
         """`run`'s answer and the seq of the snapshot that it saw. Raises what `run` raises. `here`: it looks at a few
-        rows and may run twice."""
+        rows and may run twice; then there may be no checkpoint."""
         if here and self._here is not None:
-            await trio.lowlevel.checkpoint()
             try:
                 return self._read_here(self._here, run)
             except apsw.InterruptError:
