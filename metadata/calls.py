@@ -38,13 +38,16 @@ class Calls:
         *,
         nursery: trio.Nursery,
         grace_over: Callable[[], trio.Event],
+        refusal: Callable[[Collection[Any]], MetadataError | None] = lambda operations: None,
     ) -> None:
+        """`refusal`: why operations are not executed at present (no room for what they add)."""
         self._writer = writer
         self._leases = leases
         self._recalls = recalls
         self._operations = operations
         self._nursery = nursery
         self._grace_over = grace_over
+        self._refusal = refusal
 
     async def call(self, session: Session, call: Call, size: int) -> bytes:
         """The encoded answer (Results or Failed). Raises MetadataError for a misused slot, ClusterError when the
@@ -52,7 +55,11 @@ class Calls:
         slot = sessions.begin(session, call.slot, call.number)
         if slot is None:
             slot = session.slots[call.slot]
-            self._submit(call, slot, size)
+            refused = self._refusal(call.operations)
+            if refused is not None:
+                settle(slot, Outcome(error=refused))
+            else:
+                self._submit(call, slot, size)
         if slot.running:
             await slot.done.wait()
             if slot.failure is not None:

@@ -21,6 +21,7 @@ from trivium.cluster.model import ClusterMap
 from trivium.cluster.transport.interface import Peer, Reply
 from trivium.metadata import chunkrows, database, endings, granting, groups, inodes, lifelock, maprows, messages
 from trivium.metadata.calls import LOST, Calls, Operations
+from trivium.metadata.diskroom import DiskRoom
 from trivium.metadata.groups import OpenGroups
 from trivium.metadata.leases import LeaseTable
 from trivium.metadata.messages import RETRY, Failed, MetadataError, encode
@@ -76,6 +77,7 @@ class MetadataServer:
         admin_allowed: Callable[[Peer], bool] = lambda peer: True,
         entitled: Callable[[], bool] = lambda: True,
         readers: int = 2,
+        room: DiskRoom | None = None,
     ) -> None:
         """`path`: the database file, recovered and at least formed. `on_session_end` drops what a session held,
         in steps.
@@ -95,6 +97,7 @@ class MetadataServer:
         self._proof_of_death = proof_of_death
         self._bury = bury
         self._admin_allowed = admin_allowed
+        self._room = room
         self._entitled = entitled  # the leader's lease: asked before each answer
         self.incarnation = random.randbytes(8)
         self.map = ClusterMap()
@@ -124,6 +127,7 @@ class MetadataServer:
                 clock=self._clock,
                 leases=self.leases,
                 map_version=lambda: self.map.version,
+                free_ballast=self._room.free_ballast if self._room is not None else lambda: False,
             )
             async with trio.open_nursery() as nursery:
                 self._calls = Calls(
@@ -133,6 +137,7 @@ class MetadataServer:
                     self._operations,
                     nursery=nursery,
                     grace_over=lambda: self._grace_over,
+                    refusal=self._room.refusal if self._room is not None else lambda operations: None,
                 )
                 self.groups = OpenGroups(self.writer, cluster_map=lambda: self.map, unfit=self._unfit)
                 await nursery.start(self.readers.run)

@@ -27,7 +27,7 @@ import trio
 from trivium.cluster.clock import Clock, Executor
 from trivium.cluster.errors import ClusterError, Fenced, NoSpace, Unavailable
 from trivium.cluster.model import ChunkId, NewChunk
-from trivium.metadata import database
+from trivium.metadata import database, replay
 from trivium.metadata.messages import MetadataError
 from trivium.metadata.metalog import MetaLog
 from trivium.metadata.records import RECORD_MAX, Record, RecordKind, make
@@ -103,14 +103,17 @@ class Writer:
         clock: Clock,
         leases: LeaseCheck | None = None,
         map_version: Callable[[], int] = lambda: 0,
+        free_ballast: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`executor` runs one function at a time (this writer never asks for two)."""
+        """`executor` runs one function at a time (this writer never asks for two). `free_ballast`: make room on a full
+        disk, if there is any left to make."""
         self._db = db
         self._log = metalog
         self._executor = executor
         self._clock = clock
         self._leases = leases if leases is not None else LeaseCheck()
         self._map_version = map_version
+        self._free_ballast = free_ballast
         self._queue: deque[Job] = deque()
         self._wake = trio.Event()
         self._failure: Exception | None = None
@@ -243,9 +246,9 @@ class Writer:
         )
         await append(self._log, record)
         if len(batch.patchset) <= COMMIT_HERE_BYTES:
-            self._commit(record.seq, record.hash)  # no sync, no checkpoint: cheaper than the hop to the thread
+            self._commit(record)  # no sync, no checkpoint: cheaper than the hop to the thread
         else:
-            await self._executor.run(self._commit, record.seq, record.hash)
+            await self._executor.run(self._commit, record)
         self.seq = record.seq
         self.logged_bytes += len(batch.patchset)
 
@@ -333,14 +336,28 @@ class Writer:
 
     def _checkpoint(self) -> None:
         """Fold the write-ahead log into the file, as far as readers let it, between batches."""
-        self._db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
-
-    def _commit(self, seq: int, chain_hash: bytes) -> None:
         try:
-            database.set_applied(self._db, seq, chain_hash)
-            self._db.execute("COMMIT")
+            self._db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+        except apsw.FullError:  # the write-ahead log holds it; tried again after the next batch
+            self._free_ballast()
+
+    def _commit(self, record: Record) -> None:
+        try:
+            try:
+                database.set_applied(self._db, record.seq, record.hash)
+                self._db.execute("COMMIT")
+            except apsw.FullError:
+                if not self._free_ballast():
+                    raise
+                self._commit_again(record)
         except BaseException as error:
-            raise CommitFailed(f"record {seq} is in the log, but the database refused it: {error}") from error
+            raise CommitFailed(f"record {record.seq} is in the log, but the database refused it: {error}") from error
+
+    def _commit_again(self, record: Record) -> None:
+        """After a COMMIT that met a full disk, which may have rolled back: the record says what it was."""
+        if self._db.in_transaction:
+            self._db.execute("ROLLBACK")
+        replay.apply_record(self._db, record)
 
 
 async def append(metalog: MetaLog, record: Record) -> None:

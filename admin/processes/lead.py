@@ -39,6 +39,7 @@ from trivium.cluster.transport.interface import Connection
 from trivium.cluster.transport.memory import MemoryServer
 from trivium.metadata import database, dump, forming, lifelock, recovery
 from trivium.metadata.client import MetadataClient
+from trivium.metadata.diskroom import DiskRoom
 from trivium.metadata.messages import Credential, FsInfo, SetCredential, StatFs
 from trivium.metadata.offline import OfflineCatalog
 from trivium.metadata.operations import OPERATIONS, QUERIES, end_session
@@ -90,9 +91,11 @@ class Leader:
         metalog = self._metalog = CountingLog(self.log)
         path = str(self.data.metadata / "trivium.db")
         executor = self.substrate.executor
+        disk = DiskRoom(str(self.data.metadata), clock=self.substrate.clock)
         if self.substrate.forming:
             await self._form(path, metalog, env or credentials.generated())
         else:
+            disk.prepare()
             try:
                 done = await recovery.recover(path, metalog, self._dumps(), executor)
             except recovery.RecoveryFailed as error:
@@ -114,6 +117,7 @@ class Leader:
             entitled=lambda: self._lease.valid(self.substrate.clock.boot_s()),
             proof_of_death=lifelock.prover(str(self.data.path)),
             bury=lifelock.burier(str(self.data.path)),
+            room=disk,
         )
 
     async def _keep_lease(self) -> None:

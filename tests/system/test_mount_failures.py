@@ -193,13 +193,13 @@ def test_a_full_pool_refuses_writes_and_takes_deletes(pool: SystemPool) -> None:
     with small_disk(pool.data / "drives", 400):
         pool.up("--drives", "3", "--profile", "2+1")
         s3 = pool.boto(retries={"max_attempts": 1})
-        s3.create_bucket(Bucket="b")
+        s3.create_bucket(Bucket="bucket")
         with mounted(pool, "m") as root:
             (root / "before").write_bytes(b"small and good")
             taken = fill(root)
             assert taken > 5
             with pytest.raises(ClientError) as caught:
-                s3.put_object(Bucket="b", Key="k", Body=os.urandom(4 * MIB))
+                s3.put_object(Bucket="bucket", Key="k", Body=os.urandom(4 * MIB))
             status = caught.value.response["ResponseMetadata"]["HTTPStatusCode"]
             assert (status, caught.value.response["Error"]["Code"]) == (507, "InsufficientStorage")
             assert (root / "before").read_bytes() == b"small and good"
@@ -225,7 +225,7 @@ def test_a_full_disk_of_the_metadata_takes_deletes_and_loses_nothing(pool: Syste
     with small_disk(pool.data / "metadata", 128):
         pool.up()
         s3 = pool.boto(retries={"max_attempts": 1})
-        s3.create_bucket(Bucket="b")
+        s3.create_bucket(Bucket="bucket")
         with mounted(pool, "m") as root:
             for number in range(50):
                 (root / f"f{number}").write_bytes(b"%d" % number)
@@ -237,7 +237,7 @@ def test_a_full_disk_of_the_metadata_takes_deletes_and_loses_nothing(pool: Syste
                 (root / "more").mkdir()
             assert full.value.errno == errno.ENOSPC
             with pytest.raises(ClientError) as caught:
-                s3.put_object(Bucket="b", Key="k", Body=b"x")
+                s3.put_object(Bucket="bucket", Key="k", Body=b"x")
             assert caught.value.response["Error"]["Code"] == "InsufficientStorage"
             for number in range(40):
                 (root / f"f{number}").unlink()
@@ -248,7 +248,7 @@ def test_a_full_disk_of_the_metadata_takes_deletes_and_loses_nothing(pool: Syste
                 (root / f"f{number}").unlink()
             pool.kill()
             pool.up()
-            assert sorted(os.listdir(root)) == ["b", *(f"f{n}" for n in range(45, 50))]
+            assert sorted(os.listdir(root)) == ["bucket", *(f"f{n}" for n in range(45, 50))]
             hog.unlink()
             wait_for(lambda: _made(root / "more"), "room to be noticed", 30)
             assert [(root / f"f{n}").read_bytes() for n in range(45, 50)] == [b"%d" % n for n in range(45, 50)]
