@@ -247,10 +247,12 @@ class Filesystem:
         """Counts a reference, which forget() gives back."""
         check_name(name)
         self.by_name(parent)
+        mark = self._view.inodes.mark
         inode = await self._view.lookup(parent, name)
         if inode is None:
             self._view.inodes.no_dentry(parent, name)
             raise failure(errno.ENOENT)
+        self._view.inodes.name_was_looked_up(parent, name, inode, mark)
         return self._counted(parent, name, inode)
 
     def listed(self, parent: int, name: bytes, inode: Inode) -> None:

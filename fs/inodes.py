@@ -73,7 +73,7 @@ class Inode:
         self.pending = Pending()
         self.recalling = 0  # recalls being answered
         self.orphaned = 0  # the kernel is giving up pages that were written under a session that has ended
-        self.stale_names = 0  # kernel names of this inode that are being invalidated: ESTALE
+        self.stale_names: dict[int, tuple[int, bytes]] = {}  # mark -> kernel name that is being invalidated: ESTALE
         self.clean_pages = False  # every page that the kernel has was read under the present lease
         self.unleased_reads = False
 
@@ -110,6 +110,7 @@ class Inodes:
         self._table: dict[int, Inode] = {}
         self._asked: dict[int, set[int]] = {}  # by question: equal sets are not the same
         self._questions = 0
+        self._marks = 0
         self._forgotten: set[int] = set()  # left the table with their leases
         self._returning: set[int] = set()
 
@@ -239,6 +240,26 @@ class Inodes:
             if directory is not None and directory.dentries.get(name) == inode.ino:
                 del directory.dentries[name]
         inode.links.clear()
+
+    # ---- kernel names whose invalidation is under way --------------------------------------------------------
+
+    @property
+    def mark(self) -> int:
+        """Invalidations that have begun so far."""
+        return self._marks
+
+    def name_is_stale(self, parent: int, name: bytes, inode: Inode) -> int:
+        """The kernel may still come to the inode by this name. Answers what to take out of `stale_names` again."""
+        self._marks += 1
+        inode.stale_names[self._marks] = (parent, name)
+        return self._marks
+
+    def name_was_looked_up(self, parent: int, name: bytes, inode: Inode, mark: int) -> None:
+        """The kernel asked after `mark` and was told that the name is this inode's: what is being invalidated since
+        before that is right by now, however long the invalidation still takes."""
+        for number, where in tuple(inode.stale_names.items()):
+            if number <= mark and where == (parent, name):
+                del inode.stale_names[number]
 
     def dentry(self, parent: int, name: bytes, inode: Inode) -> None:
         """The kernel was told that `name` in `parent` is `inode`."""

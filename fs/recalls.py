@@ -5,9 +5,10 @@
 
 Invariants: (1) a recall is answered in bounded time whatever the kernel does (`KERNEL_S`): a locked page may belong to
 a write that waits for another mount's answer to a recall of ours; (2) names are invalidated beside it: until that is
-done, requests that come by the name get ESTALE, upon which the kernel looks the name up again; (3) contents that are
-open here survive an unlink elsewhere: the server is told (`Hold`) before the recall is answered; (4) pages that were
-dirtied through a mapping under a session that has ended are refused (EIO) while the kernel gives them up.
+done, or the name was looked up again, requests that come by it get ESTALE, upon which the kernel looks the name up,
+once: a second ESTALE would be the program's; (3) contents that are open here survive an unlink elsewhere: the server is
+told (`Hold`) before the recall is answered; (4) pages that were dirtied through a mapping under a session that has
+ended are refused (EIO) while the kernel gives them up.
 """
 
 from __future__ import annotations
@@ -83,12 +84,12 @@ class Recalls:
 
     async def _names(self, directory: Inode, names: list[bytes]) -> None:
         """Invalidate names, in threads; wait for them a little, then go on without."""
-        children = []
+        inodes = self._view.inodes
+        children: list[tuple[Inode, int]] = []
         for name in names:
-            child = self._view.inodes.get(self._view.inodes.no_dentry(directory.ino, name))
+            child = inodes.get(inodes.no_dentry(directory.ino, name))
             if child is not None:
-                child.stale_names += 1
-            children.append(child)
+                children.append((child, inodes.name_is_stale(directory.ino, name, child)))
         if not names:
             return
         done = trio.Event()
@@ -96,11 +97,12 @@ class Recalls:
         with trio.move_on_after(NAMES_S) as scope:
             await done.wait()
         if scope.cancelled_caught:
-            for child in children:
-                if child is not None:
-                    await self.invalidate(child)
+            for child, _ in children:
+                await self.invalidate(child)
 
-    async def _name_thread(self, ino: int, names: list[bytes], children: list[Inode | None], done: trio.Event) -> None:
+    async def _name_thread(
+        self, ino: int, names: list[bytes], children: list[tuple[Inode, int]], done: trio.Event
+    ) -> None:
         def work() -> None:
             for name in names:
                 try:
@@ -111,9 +113,8 @@ class Recalls:
         try:
             await self._on_thread(work)
         finally:
-            for child in children:
-                if child is not None:
-                    child.stale_names -= 1
+            for child, mark in children:
+                child.stale_names.pop(mark, None)
             done.set()
 
     async def invalidate(self, inode: Inode) -> None:

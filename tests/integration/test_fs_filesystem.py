@@ -6,12 +6,14 @@ import errno
 import os
 import random
 import stat
+import threading
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from trio.testing import MockClock
 
 from tests.fakes.fspool import memory_pool
@@ -456,3 +458,43 @@ def test_create_of_an_existing_name() -> None:
         assert await content(a, ino) == b""
 
     run(test, 2)
+
+
+class SlowKernel:
+    """Invalidations of names wait until they are let go, as behind a directory that is locked."""
+
+    def __init__(self) -> None:
+        self.go = threading.Event()
+
+    def inode(self, ino: int) -> None:
+        pass
+
+    def entry(self, parent: int, name: bytes) -> None:
+        assert self.go.wait(60)
+
+
+def test_a_name_that_is_being_invalidated_is_good_once_it_was_looked_up_again() -> None:
+    """The kernel repeats after ESTALE, once: while an invalidation took its time (all names at once, when the pool was
+    restarted) the second ESTALE went to the program."""
+
+    async def main() -> None:
+        kernel = SlowKernel()
+        async with memory_pool() as pool, pool.filesystem(seed=1, notifier=kernel) as fs:
+            try:
+                folder = (await fs.mkdir(ROOT_INO, b"d", 0o755, ROOT)).ino
+                ino = await make(fs, b"f", b"data", parent=folder)
+                await fs.link(ino, folder, b"other")
+                await fs.lookup(folder, b"other")
+                fs.on_lapsed()
+                await trio.testing.wait_all_tasks_blocked()
+                await fails(errno.ESTALE, fs.open(ino, os.O_RDONLY, ROOT))
+                await fails(errno.ESTALE, fs.lookup(folder, b"f"))
+                assert (await fs.lookup(ROOT_INO, b"d")).ino == folder  # what the kernel does then
+                assert (await fs.lookup(folder, b"f")).ino == ino
+                await fails(errno.ESTALE, fs.getattr(ino))  # it may have come by the other name
+                assert (await fs.lookup(folder, b"other")).ino == ino
+                assert await content(fs, ino) == b"data"
+            finally:
+                kernel.go.set()
+
+    trio.run(main, clock=MockClock(autojump_threshold=0))
