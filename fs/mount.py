@@ -9,6 +9,7 @@ One mount per process (pyfuse3's session is global). The process that mounts nee
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -45,7 +46,7 @@ def check(mountpoint: str) -> None:
         raise Refused("/dev/fuse may not be opened by this user")
     path = os.path.realpath(mountpoint)
     if _is_ours(path):
-        raise Refused(f"{mountpoint} is already a trivium mount (if it is dead: fusermount3 -u -z {path})")
+        raise Refused(f"{mountpoint} is already a trivium mount: trivium umount {path}")
     if not os.path.isdir(path):
         raise Refused(f"{mountpoint} is not a directory")
 
@@ -54,6 +55,17 @@ def _is_ours(path: str) -> bool:
     """By the kernel's table alone: a mount whose process is ending answers no stat."""
     with open("/proc/self/mounts", encoding="utf-8", errors="surrogateescape") as mounts:
         return any(f[1] == path and f[2].startswith("fuse.trivium") for f in map(str.split, mounts))
+
+
+def remove_dead(mountpoint: str) -> None:
+    """A mount whose process was killed answers ENOTCONN to everything: it makes way for the next one."""
+    path = os.path.realpath(mountpoint)
+    if _is_ours(path):
+        try:
+            os.stat(path)
+        except OSError as error:
+            if error.errno == errno.ENOTCONN:
+                _unmount(path)
 
 
 def fuse_options(extra: Collection[str] = ()) -> set[str]:

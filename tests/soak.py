@@ -74,8 +74,7 @@ class Soak:
     # ---- processes ------------------------------------------------------------------------------------------
 
     def mount(self) -> None:
-        subprocess.run(["fusermount3", "-u", "-z", str(self.mountpoint)], capture_output=True, check=False)
-        self.pool.trivium("mount", self.mountpoint)
+        self.pool.trivium("mount", self.mountpoint)  # over what is left of the one that was killed
 
     def nbd(self) -> None:
         self.pool.trivium(

@@ -47,11 +47,13 @@ def mount(
     Needs /dev/fuse, fuse3 and the `fs` extra; `trivium doctor` says what is missing.
     """
     from trivium.admin.processes.mount import MountOptions, mount_in_background, mount_in_foreground
+    from trivium.fs.mount import remove_dead
 
-    if not mountpoint.is_dir():
-        raise CommandError(f"{mountpoint} is not a directory: create it first (mkdir {mountpoint}).")
     if not data.socket.exists():
         raise unreachable(data.path)
+    remove_dead(str(mountpoint))
+    if not mountpoint.is_dir():
+        raise CommandError(f"{mountpoint} is not a directory: create it first (mkdir {mountpoint}).")
     options = MountOptions(data.path, mountpoint.absolute(), bucket, read_only, allow_other, io_timeout, log_file)
     if foreground:
         mount_in_foreground(options)
