@@ -88,6 +88,8 @@ class VolumeCore:
         self.segments: dict[int, Segment] = {}
         self.open: Segment | None = None
         self.failed: VolumeError | None = None  # fenced or broken: nothing is served any more
+        self.credit_bytes = 0  # so much may be written before the pool is asked again what room there is
+        self.written_bytes = 0
         self.no_space: str = ""  # why the pool takes no writes, while it does not
         self.write_through = True  # until the guest's first flush
         self.on_full: Callable[[], None] = lambda: None  # a segment waits to be sealed
@@ -172,7 +174,7 @@ class VolumeCore:
                 raise Full(self.no_space)
             block = offset >> BLOCK_SHIFT
             left = len(data) >> BLOCK_SHIFT
-            while left:
+            while left and self.credit_bytes > 0:
                 segment = self.open
                 room = segment.room_blocks() if segment is not None else 0
                 if segment is None or room <= 0:
@@ -182,6 +184,7 @@ class VolumeCore:
                 count = min(room, left, EXTENT_BLOCKS_MAX)
                 self.accepted += 1
                 size = count << BLOCK_SHIFT
+                self._spend(size)
                 position = segment.append(block, count, data[taken : taken + size], self.accepted)
                 self.overlay.put(block, count, entry_of(segment.number, position))
                 block, left, taken = block + count, left - count, taken + size
@@ -196,12 +199,15 @@ class VolumeCore:
             if (self.overlay.get(block) or self.base.get(block)) != entry:
                 return False
             segment = self.open
+            if self.credit_bytes <= 0:
+                return None
             if segment is None or segment.room_blocks() <= 0:
                 if not self._rotate():
                     return None
                 segment = self.open
                 assert segment is not None
             self.accepted += 1
+            self._spend(BLOCK)
             position = segment.append(block, 1, data, self.accepted)
             self.overlay.put(block, 1, entry_of(segment.number, position))
             return True
@@ -221,6 +227,16 @@ class VolumeCore:
             segment.append_zeros(block, count, kind, self.accepted)
             self.overlay.put(block, count, entry_of(segment.number, ZEROS))
             return True
+
+    def _spend(self, size: int) -> None:
+        self.credit_bytes -= size
+        self.written_bytes += size
+
+    def takes_writes(self) -> bool:
+        """Whether a write that found no room would find some now."""
+        with self.lock:
+            has_room = self.open is None or self.open.room_blocks() > 0 or len(self.full) < MAX_FULL
+            return self.credit_bytes > 0 and has_room
 
     def _check_write(self, offset: int, length: int) -> None:
         if self.failed is not None:
@@ -327,6 +343,11 @@ class VolumeCore:
             number = self.next_number
             self.next_number += 1
             return number
+
+    def has_dead_chunks(self) -> bool:
+        """Whether a checkpoint would let chunks go."""
+        with self.lock:
+            return any(not self.base.live.get(number, 0) for number in self.table)
 
     def commit(self, segment: Segment, sealed: Sealed, ref: Ref) -> None:
         """The oldest full segment is a chunk whose row has committed."""

@@ -28,8 +28,7 @@ from typing import TypeVar
 import trio
 
 from trivium.cluster.errors import ChunkLost, Fenced, NoSpace, NotFound, Unavailable
-from trivium.cluster.model import MIB
-from trivium.metadata.messages import CloseVolume, FsInfo, MetadataError, OpenVolume, StatFs, VolumeState
+from trivium.metadata.messages import CloseVolume, MetadataError, OpenVolume, VolumeState
 from trivium.nbd.backend import ChunkStore, Logs, Metadata, VolumeLog
 from trivium.nbd.cache import ChunkCache
 from trivium.nbd.checkpointer import Checkpointer
@@ -42,15 +41,16 @@ from trivium.nbd.map import BLOCK, BLOCK_SHIFT
 from trivium.nbd.reader import AHEAD_BYTES, ChunkReader, Moved
 from trivium.nbd.recovery import Recovered, recover
 from trivium.nbd.sealer import Sealer
+from trivium.nbd.spacewatch import SpaceWatch
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 DIRTY_S = 1.0  # unlogged writes are logged after at most about twice this long
+GIVE_BACK_S = 5.0
+GIVE_BACK_TURNS = 6  # between looks while there is room
 GATHER_S = 0.001
 GATHER_TURNS = 8
-SPACE_PERIOD_S = 2.0
-SPACE_MIN = 64 * MIB  # less room for client data than this: writes are refused
 
 
 class Volume:
@@ -86,6 +86,7 @@ class Volume:
         self._sealer = Sealer(self.held, volume_log) if volume_log is not None else None
         self._checkpointer = Checkpointer(self.held, recovered.pages, recovered.stale)
         self.cleaner = Cleaner(self.held)
+        self.space = SpaceWatch(self.held)
         self._must_checkpoint = recovered.must_checkpoint
         self._appending = False
         self._gathering = False
@@ -243,12 +244,16 @@ class Volume:
         self.core.write_through = False
 
     async def room(self) -> None:
-        """Wait until a full segment has been sealed. Raises Full when that is why it takes so long."""
-        changed = self.held.changed
+        """Wait until a full segment has been sealed, or the pool was asked what room it has. Raises Full when there is
+        none."""
         if self.core.no_space:
             raise Full(self.core.no_space)
         self.held.check()
-        await changed.wait()
+        if self.core.takes_writes():  # meanwhile (the caller may have looked from another thread)
+            await trio.lowlevel.checkpoint()
+            return
+        self.space.hurry()
+        await self.held.changed.wait()
 
     # ---- durability -----------------------------------------------------------------------------------------
 
@@ -333,9 +338,10 @@ class Volume:
                 async with trio.open_nursery() as background:
                     background.start_soon(self.reader.run)
                     background.start_soon(self._log_regularly)
-                    background.start_soon(self._watch_space)
+                    background.start_soon(self.space.run)
                     background.start_soon(self._checkpoint_regularly, self._sealer)
                     background.start_soon(self.cleaner.run)
+                    background.start_soon(self._give_back_regularly)
 
     async def _log_regularly(self) -> None:
         before = 0
@@ -346,17 +352,6 @@ class Volume:
                 with suppress(Full):
                     await self.make_durable()
 
-    async def _watch_space(self) -> None:
-        """Writes are refused while the pool has no room for client data: what was accepted still fits the reserve."""
-        while True:
-            room: FsInfo = await self.held.keep_trying(partial(self.held.metadata.ask, StatFs()))
-            self.held.space_short = room.bytes_free < SPACE_MIN
-            if self.held.space_short:
-                self.held.out_of_space(NoSpace("the pool is full"))
-            else:
-                self.held.has_space()
-            await trio.sleep(SPACE_PERIOD_S)
-
     async def _checkpoint_regularly(self, sealer: Sealer) -> None:
         while True:
             changed = self.held.changed
@@ -366,6 +361,23 @@ class Volume:
                 await self.checkpoint()
             else:
                 await changed.wait()
+
+    async def _give_back_regularly(self) -> None:
+        """What trims and overwrites have freed goes with a checkpoint: in a full pool nothing else would bring one."""
+        done = self.core.upto
+        turn = 0
+        while True:
+            await trio.sleep(GIVE_BACK_S)
+            turn += 1
+            target = self.core.accepted
+            if self.core.no_space and target != done:
+                done = target
+                self.core.close_open()
+                self.kick()
+                await self.held.until(lambda target=target: self.core.upto >= target)  # type: ignore[misc]
+                await self.checkpoint()
+            elif turn % GIVE_BACK_TURNS == 0 and self.core.has_dead_chunks():
+                await self.checkpoint()
 
     async def checkpoint(self) -> None:
         """Make the map durable and let go what it needs no more."""

@@ -57,6 +57,7 @@ class PoolState:
     log: LogFile = field(default_factory=LogFile)
     sessions: int = 0
     full: bool = False
+    free: int = 1 << 40
     refuse_chunks: int = 0  # so many commits answer CHUNK_REFUSED
     away: int = 0  # so many operations answer Unavailable
     calls: list[Any] = field(default_factory=list)
@@ -108,7 +109,7 @@ class Client:
             case GetVolume():
                 return self._state().info
             case StatFs():
-                return FsInfo(1 << 40, 0 if self.pool.full else 1 << 40, 0)
+                return FsInfo(1 << 40, 0 if self.pool.full else self.pool.free, 0)
         raise NotImplementedError
 
     def _check(self, operation: Any) -> None:

@@ -11,9 +11,11 @@ import trio
 import trio.testing
 
 from tests.fakes.volumebackend import Client, PoolState
+from trivium.cluster.model import MIB
 from trivium.metadata.messages import Checkpoint, SetVolumeLog
 from trivium.nbd.errors import BadRequest, Busy, Displaced, Full, ReadOnly
 from trivium.nbd.leased import Tuning
+from trivium.nbd.spacewatch import SPACE_MIN
 from trivium.nbd.volume import Volume
 
 BLOCK = 4096
@@ -274,5 +276,54 @@ def test_refused_chunks_and_an_absent_pool_are_only_delays() -> None:
             assert await volume.read(0, 40 * BLOCK) == block(4) * 40
         assert [op for op in pool.calls if isinstance(op, Checkpoint)]
         assert not [op for op in pool.calls if isinstance(op, SetVolumeLog)]
+
+    run(main)
+
+
+def test_no_more_is_accepted_than_the_pool_has_room_for() -> None:
+    """Answers about room are seconds old: what was written meanwhile counts, and writers wait for a newer answer."""
+
+    async def main(pool: PoolState) -> None:
+        taken = 0
+
+        async def reports() -> None:
+            while True:
+                pool.free = SPACE_MIN + (32 - taken) * MIB
+                await trio.sleep(2)
+
+        async with serving(pool.connect()) as volume, trio.open_nursery() as nursery:
+            nursery.start_soon(reports)
+            await trio.sleep(3)
+            await volume.flush()
+            with pytest.raises(Full), trio.fail_after(600):
+                while taken < 100:
+                    await volume.write(taken % 64 * BLOCK, block(1))
+                    volume.core.credit_bytes -= MIB - BLOCK  # as if it had been a mebibyte
+                    volume.core.written_bytes += MIB - BLOCK
+                    taken += 1
+            assert 24 <= taken <= 32
+            nursery.cancel_scope.cancel()
+
+    run(main)
+
+
+def test_a_full_pool_gets_back_what_is_trimmed() -> None:
+    async def main(pool: PoolState) -> None:
+        async with serving(pool.connect()) as volume:
+            await fill(volume, 0, 60, 1)
+            await volume.flush()
+            await sealed(volume)
+            rows = len(pool.rows)
+            pool.free = 0
+            await trio.sleep(5)
+            with pytest.raises(Full):
+                await volume.write(0, block(2))
+            await volume.trim(0, 60 * BLOCK)
+            await volume.flush()
+            await trio.sleep(30)
+            assert len(pool.rows) < rows, "chunks without live blocks went"
+            pool.free = 1 << 40
+            await trio.sleep(5)
+            await volume.write(0, block(3))
 
     run(main)
