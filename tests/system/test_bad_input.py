@@ -339,7 +339,7 @@ def test_exchanged_and_copied_drives_are_known_by_their_ids(pool: SystemPool) ->
     (drives / "d1").rename(drives / "d0")
     (pool.work / "aside").rename(drives / "d1")
 
-    shutil.copytree(drives / "d0", drives / "d9", copy_function=shutil.copy2)  # sorts last; soon older
+    shutil.copytree(drives / "d0", drives / "d9", ignore=shutil.ignore_patterns("ballast"))  # sorts last; soon older
     pool.up()
     assert "copies are left alone" in pool.log() and "d9" in pool.log()
     before = sorted(path.name for path in (drives / "d9").rglob("*"))
@@ -347,7 +347,6 @@ def test_exchanged_and_copied_drives_are_known_by_their_ids(pool: SystemPool) ->
     bodies["late"] = b"l" * 300_000
     assert status_of(pool)["whole"]
     assert sorted(path.name for path in (drives / "d9").rglob("*")) == before
-    pool.trivium("fsck")
     pool.trivium("down")
 
     (drives / "d0").rename(drives / "d8")  # now nobody knows which of the two is the newer one
