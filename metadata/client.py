@@ -196,7 +196,7 @@ class MetadataClient:
             with trio.move_on_after(period_s):
                 await self._beat_now.wait()
             self._beat_now = trio.Event()
-            while await self._heartbeat(session):
+            while await self._heartbeat(session, period_s):
                 pass
 
     async def _watch_lapse(self) -> None:
@@ -207,12 +207,12 @@ class MetadataClient:
                 self._lapse()
             await trio.sleep(max(left_s, 0.25))
 
-    async def _heartbeat(self, session: int) -> bool:
+    async def _heartbeat(self, session: int, patience_s: float) -> bool:
         """One heartbeat. True: send another at once (what an earlier server granted has just been dropped)."""
         sent_s = self._clock.boot_s()
         given_up = self._counters.take_given_up()
         beat = messages.Heartbeat(session, self._counters.floor, given_up, self._oldest_read_seq(), self._incarnation)
-        with trio.move_on_after(max(0.05, self._lease_left_s())) as scope:
+        with trio.move_on_after(max(patience_s, self._lease_left_s())) as scope:  # _watch_lapse looks at the time
             answer = await self._send(beat)
         if scope.cancelled_caught or isinstance(answer, Unavailable):
             self._counters.put_back_given_up(given_up)

@@ -503,3 +503,36 @@ def test_a_client_that_stops_with_calls_under_way_stops_quietly() -> None:
                 nursery.cancel_scope.cancel()
 
     run_schedules(schedule, 20)
+
+
+class Slow(Reluctant):
+    """A server that takes a tenth of a second, as a loaded machine does."""
+
+    async def request(self, service: Service, body: bytes, payload: Any = b"") -> Any:
+        await trio.sleep(0.1)
+        return await self._connection.request(service, body, payload)
+
+
+def test_a_slow_server_keeps_sessions_whose_leases_have_lapsed() -> None:
+    """After T/2 without an answer a heartbeat has as much time as any other."""
+
+    async def main() -> None:
+        async with memory_metadata() as (server, connect), trio.open_nursery() as nursery:
+            away = trio.current_time() + 15
+
+            async def slow() -> Any:
+                if trio.current_time() < away:
+                    raise Unavailable("it is starting")
+                return Slow(await connect(), random.Random(1))
+
+            client = MetadataClient(slow, client="c", random=random.Random(1), clock=TrioClock())
+            await nursery.start(client.run)  # its Hello was first sent 15 s ago
+            session = client.session
+            await trio.sleep(60)
+            assert client.session == session and client.leases_usable()
+            client._incarnation = b"of a server's earlier life"
+            await trio.sleep(60)
+            assert client.session == session and client.leases_usable()
+            nursery.cancel_scope.cancel()
+
+    run(main)
