@@ -517,7 +517,7 @@ def test_a_slow_server_keeps_sessions_whose_leases_have_lapsed() -> None:
     """After T/2 without an answer a heartbeat has as much time as any other."""
 
     async def main() -> None:
-        async with memory_metadata() as (server, connect), trio.open_nursery() as nursery:
+        async with memory_metadata() as (_server, connect), trio.open_nursery() as nursery:
             away = trio.current_time() + 15
 
             async def slow() -> Any:
