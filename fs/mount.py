@@ -58,11 +58,12 @@ def _is_ours(path: str) -> bool:
 
 
 def remove_dead(mountpoint: str) -> None:
-    """A mount whose process was killed answers ENOTCONN to everything: it makes way for the next one."""
+    """A mount whose process was killed makes way for the next one. Not for mounts that are served: their pool may be
+    away, and this waits for an answer."""
     path = os.path.realpath(mountpoint)
     if _is_ours(path):
         try:
-            os.stat(path)
+            os.statvfs(path)  # unlike attributes, never answered from the kernel's cache
         except OSError as error:
             if error.errno == errno.ENOTCONN:
                 _unmount(path)

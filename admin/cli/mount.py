@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -46,12 +47,13 @@ def mount(
 
     Needs /dev/fuse, fuse3 and the `fs` extra; `trivium doctor` says what is missing.
     """
-    from trivium.admin.processes.mount import MountOptions, mount_in_background, mount_in_foreground
+    from trivium.admin.processes.mount import MountOptions, mount_in_background, mount_in_foreground, servers
     from trivium.fs.mount import remove_dead
 
     if not data.socket.exists():
         raise unreachable(data.path)
-    remove_dead(str(mountpoint))
+    if all(server.pid == os.getpid() for server in servers(mountpoint.absolute())):
+        remove_dead(str(mountpoint))
     if not mountpoint.is_dir():
         raise CommandError(f"{mountpoint} is not a directory: create it first (mkdir {mountpoint}).")
     options = MountOptions(data.path, mountpoint.absolute(), bucket, read_only, allow_other, io_timeout, log_file)

@@ -258,3 +258,18 @@ def _made(path: Path) -> bool:
         assert error.errno == errno.ENOSPC
         return False
     return True
+
+
+def test_a_mount_that_was_killed_is_replaced_by_the_next_and_a_living_one_is_not(pool: SystemPool) -> None:
+    pool.up()
+    with mounted(pool, "m") as m:
+        run_in = [sys.executable, "-c", "import os, sys; os.stat(sys.argv[1]); print(os.listdir(sys.argv[1]))", str(m)]
+        (m / "d").mkdir()
+        assert pool.run(*run_in).stdout == "['d']\n"
+        again = pool.trivium("mount", m, check=False)
+        assert again.returncode == 4 and "already a trivium mount" in again.stderr
+        (server,) = servers(m)
+        os.kill(server.pid, signal.SIGKILL)
+        wait_for(lambda: not servers(m), "the mount's process to be gone")
+        pool.trivium("mount", m)
+        assert pool.run(*run_in).stdout == "['d']\n"
