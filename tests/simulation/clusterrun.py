@@ -78,10 +78,12 @@ class Run:
         for _ in range(count):
             await trio.sleep(self.rng.random() * self.rng.choice((0.3, 3, 20)))
             what = self.rng.choices(
-                ("kill", "power", "disk", "client", "all", "drive", "heal", "dump", "full", "rot", "copy", "stock"),
-                (10, 10, 10, 8, 4, 10, 10, 10, 4, 6, 6, 4),
+                ("kill", "power", "disk", "client", "all", "drive", "heal", "dump", "full", "rot", "stock"),
+                (10, 12, 10, 8, 4, 10, 10, 10, 4, 8, 4),
             )[0]
             self.trace(f"misfortune {what}")
+            if self.rng.random() < 0.5:
+                self.world.remember_database()
             await getattr(self, f"_{what}")()
 
     async def _kill(self) -> None:
@@ -102,9 +104,6 @@ class Run:
         self.world.die("power")
         for client in self.clients:
             client.crash()
-
-    async def _copy(self) -> None:
-        self.world.remember_database()
 
     async def _drive(self) -> None:
         """Lose a drive, or two at once where nothing else is missing; never more than is promised."""

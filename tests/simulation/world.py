@@ -386,13 +386,13 @@ class World:
 
     def _age_database(self) -> None:
         dice = self.rng.random()
-        if dice < 0.4 and not self._forget:
+        if dice < 0.25 and not self._forget:
             return
         self._forget = False
         for name in os.listdir(self.data.metadata):
             path = self.data.metadata / name
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-        if dice < 0.7 and self._older:
+        if dice < 0.75 and self._older:
             for name, data in self._older.items():
                 if data:
                     (self.data.metadata / name).write_bytes(data)
