@@ -45,6 +45,7 @@ class Recalls:
     def __init__(
         self, leases: LeaseTable, *, timeout_s: float, on_silent: Callable[[int, str], Awaitable[None]]
     ) -> None:
+        """`on_silent` ends a session, and returns when its end is durable."""
         self._leases = leases
         self._timeout_s = timeout_s
         self._on_silent = on_silent
@@ -101,6 +102,8 @@ class Recalls:
                 del self._streams[session]
 
     async def _recall_one(self, needed: RecallNeeded) -> None:
+        if not self._leases.holds(needed.session, needed.ino):
+            return  # its session ended since it was found in the way: nobody would answer
         id = next(self._ids)
         pending = _Pending(needed, Recall(id, needed.ino, needed.name))
         self._pending[id] = pending
@@ -111,4 +114,5 @@ class Recalls:
             await pending.done.wait()
             return
         await self._on_silent(needed.session, f"it did not give back its lease on inode {needed.ino}")
-        await pending.done.wait()
+        self._pending.pop(id, None)  # the session is over, whoever ended it, and its leases with it
+        self._leases.drop(needed.session, needed.ino)

@@ -206,7 +206,7 @@ class MetadataServer:
     async def end_session(self, id: int, why: str) -> None:
         """End a session by record, then let its leases go. Returns when it has ended, whoever ended it."""
         if not self.sessions.end(id):
-            return
+            return await self.sessions.until_gone(id)
 
         def execute(tx: Tx) -> bool:
             more = self._on_session_end(tx, id)
@@ -381,6 +381,8 @@ class MetadataServer:
             await self._mark_leased(session)
         grants: dict[int, bool | None] = {}
         for _ in range(2):
+            if not self.sessions.is_live(session.id):  # it ended while its question was answered: nobody would give
+                return granting.mark(query, value, lambda ino: False), seq  # such a lease back, and changes wait for it
             grants = {ino: self.leases.grant(session.id, ino, seq) for ino in granting.inodes(query, value)}
             if None not in grants.values():
                 break

@@ -47,6 +47,7 @@ class Session:
     map_version: int = -1  # last sent
     groups: tuple[int, ...] = ()
     ending: bool = False
+    gone: trio.Event = field(default_factory=trio.Event)  # its end is durable
 
 
 class SessionTable:
@@ -88,7 +89,13 @@ class SessionTable:
 
     def remove(self, session: int) -> None:
         """The record of its end is durable."""
-        self._sessions.pop(session, None)
+        if found := self._sessions.pop(session, None):
+            found.gone.set()
+
+    async def until_gone(self, session: int) -> None:
+        """Somebody ends it: wait for the record. Returns at once when it is not known (any more)."""
+        if found := self._sessions.get(session):
+            await found.gone.wait()
 
     def oldest_read_seq(self) -> int:
         """The oldest log seq that a session still reads from; 0 = none is reported."""

@@ -429,6 +429,27 @@ def test_a_killed_process_delays_nobody(tmp_path: Path) -> None:
     run(main)
 
 
+def test_a_question_in_flight_when_its_session_ends_leaves_no_lease_behind() -> None:
+    """Nobody would give it back: a change of that inode would wait for ever."""
+
+    async def main() -> None:
+        async with memory_metadata() as (server, connect), memory_client(connect, seed=2) as writer:
+            async with memory_client(connect, seed=1) as reader:
+                ino = await make(reader)
+                await reader.ask(GetAttr(ino, lease=1))
+                session = server.sessions.get(reader.session)
+                needed = server.leases.to_recall(writer.session, [(ino, b"")])
+                assert needed
+                await server.end_session(session.id, "it was killed")
+                await server._ask(session, GetAttr(ino, lease=1))  # its handler runs to its end
+                assert not server.leases.has_any(session.id)
+                with trio.fail_after(1):
+                    await server.recalls.recall(needed)  # was about to be sent
+                    await writer.call(SetAttr(ino, mode=0o600))
+
+    run(main)
+
+
 def test_a_goodbye_ends_at_once_and_drops_what_was_held() -> None:
     async def main() -> None:
         async with memory_metadata() as (server, connect):
