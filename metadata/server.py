@@ -367,6 +367,8 @@ class MetadataServer:
             return
 
         def execute(tx: Tx) -> None:
+            if tx.one("SELECT 1 FROM sessions WHERE id = ?", session.id) is None:  # nobody would release it
+                raise MetadataError(messages.SESSION_ENDED, "the session has ended")
             if inodes.load(tx, info.ino) is None:
                 raise MetadataError(RETRY, "the object was replaced meanwhile")
             inodes.hold(tx, info.ino, session.id)

@@ -31,6 +31,7 @@ from trivium.metadata.messages import (
     GetAttr,
     Lookup,
     MetadataError,
+    ObjectInfo,
     OpenVolume,
     SetAttr,
     Unlink,
@@ -441,6 +442,9 @@ def test_a_question_in_flight_when_its_session_ends_leaves_no_lease_behind() -> 
                 needed = server.leases.to_recall(writer.session, [(ino, b"")])
                 assert needed
                 await server.end_session(session.id, "it was killed")
+                with pytest.raises(MetadataError):
+                    await server._hold(session, ObjectInfo(b"k", ino, 1, 1, "", 0))
+                assert server.writer._db.execute("SELECT count(*) FROM held").fetchall() == [(0,)]
                 await server._ask(session, GetAttr(ino, lease=1))  # its handler runs to its end
                 assert not server.leases.has_any(session.id)
                 with trio.fail_after(1):
