@@ -7,7 +7,7 @@ from tests.simulation.runner import assert_replays, run_schedules
 
 
 def test_what_was_answered_is_there_whatever_dies() -> None:
-    run_schedules(schedule, count=25)
+    run_schedules(schedule, count=16)
 
 
 def test_a_seed_replays() -> None:
