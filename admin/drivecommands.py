@@ -15,7 +15,8 @@ import msgspec
 
 from trivium.admin.processes.drives import absolute, relative
 from trivium.cluster.errors import ClusterError
-from trivium.cluster.model import DriveRow, Root
+from trivium.cluster.model import DriveRow
+from trivium.cluster.rootplan import swap_voter
 from trivium.cluster.wire import CloseDrive, FormatDrive
 from trivium.metadata import maprows, queue
 from trivium.metadata.messages import MetadataError
@@ -59,16 +60,10 @@ async def replace_drive(leader: Leader, name: str, path: str) -> dict[str, Any]:
 
     await leader.change_map(execute)
     await leader.substrate.watch.refresh()
-    await leader.register.change(lambda root: _swap_voter(root, old.id, row.id))
+    await leader.register.change(lambda root: swap_voter(root, old.id, row.id))
     leader.upkeep.drives_changed(dump=True)
     log.info("drive %s is replaced by a new one at %s", name, target)
     return {"path": absolute(leader.data, target), "id": row.id.hex()}
-
-
-def _swap_voter(root: Root, old: bytes, new: bytes) -> Root:
-    return msgspec.structs.replace(
-        root, root_drives=tuple(new if drive == old else drive for drive in root.root_drives)
-    )
 
 
 def _require_empty(path: str) -> None:

@@ -106,6 +106,21 @@ class Node:
         for drive in list(self._stores):
             await self._close_store(drive)
 
+    async def open_drive(self, drive: bytes, path: str) -> None:
+        """Open a drive that the map names and the start did not know of; reported "missing" when it cannot be."""
+        if drive in self._stores or drive in self._absent:
+            return
+        try:
+            opening = partial(Store.open, self._files, self._make_path(path), cluster=self._cluster)
+            store = await self._executor.run(opening)
+            if store.drive != drive:
+                store.close()
+                raise Refused(f"another drive lies at {path}")
+        except ClusterError as error:
+            self._absent[drive] = DriveReport(drive, "missing", str(error), 0, 0, 0, path)
+        else:
+            self._stores[drive] = store
+
     # ---- shards ---------------------------------------------------------------------------------------------
 
     async def _put(self, peer: Peer, request: wire.PutShards, payload: memoryview) -> Reply:

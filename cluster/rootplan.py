@@ -82,3 +82,9 @@ def choose_root_drives(candidates: Sequence[tuple[bytes, str]], count: int) -> t
         chosen.append(best[0])
         used[best[1]] = used.get(best[1], 0) + 1
     return tuple(chosen)
+
+
+def swap_voter(root: Root, old: bytes, new: bytes) -> Root:
+    """The root with drive `new` in the place of `old` in the list of root drives."""
+    drives = tuple(new if drive == old else drive for drive in root.root_drives)
+    return msgspec.structs.replace(root, root_drives=drives)

@@ -12,6 +12,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from trivium.cluster.logplan import LogOwner, choose_drives
 from trivium.cluster.model import ClusterMap, Root
 from trivium.cluster.model import Leader as LeaderRow
 from trivium.cluster.root import DriveRegister, RootChain
-from trivium.cluster.rootplan import choose_root_drives
+from trivium.cluster.rootplan import choose_root_drives, swap_voter
 from trivium.cluster.takeover import takeover
 from trivium.cluster.transport.interface import Connection
 from trivium.cluster.transport.memory import MemoryServer
@@ -137,7 +138,25 @@ class Leader:
         middle.start_soon(self._keep_lease)
         await middle.start(self.server.run)
         await middle.start(self.memory.serve, self.server.handle, self.server.events)
+        await self._catch_up()
         self.substrate.follow(self.server.map)
+
+    async def _catch_up(self) -> None:
+        """The map's record is durable before the root's copy of it and before the root drives' list: finish what a
+        crash in between left undone. Drives that only the record names were not opened by the start."""
+        cluster_map = self.server.map
+        if cluster_map.version != self.root.map.version:
+            await self.register.change(lambda root: msgspec.structs.replace(root, map=cluster_map))
+            for row in cluster_map.drives:
+                if row.node == self.substrate.node_id and row.reason != "removed":
+                    await self.substrate.node.open_drive(row.id, row.path)
+            self.substrate.follow(cluster_map)
+            await self.substrate.watch.refresh()
+        used = {row.id for row in cluster_map.drives if row.reason != "removed"}
+        spare = sorted(used & self.substrate.watch.usable() - set(self.root.root_drives))
+        gone = [drive for drive in self.root.root_drives if drive not in used]
+        for old, new in zip(gone, spare, strict=False):
+            await self.register.change(partial(swap_voter, old=old, new=new))
 
     async def work(self, top: trio.Nursery, env: Credential | None) -> None:
         """This process's own session, its chunks, healing and collecting; ends before the server does."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import tempfile
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 
 import pytest
@@ -13,9 +14,10 @@ import trio
 from tests.simulation.runner import run_one
 from tests.simulation.simclients import BUCKET, read_object
 from tests.simulation.world import Client, World
+from trivium.admin.drivecommands import replace_drive
 from trivium.admin.processes.drives import absolute
 from trivium.cluster.chunks import PieceData, Stored
-from trivium.cluster.errors import Fenced, NoSpace
+from trivium.cluster.errors import ClusterError, Fenced, NoSpace
 from trivium.cluster.model import Ref
 from trivium.metadata import collector, inventory
 from trivium.metadata.collect_loop import CollectLoop
@@ -31,7 +33,7 @@ from trivium.metadata.messages import (
     ObjectMeta,
     PutObject,
 )
-from trivium.metadata.tx import Reader
+from trivium.metadata.tx import Reader, Tx
 
 SEEDS = 3
 Scenario = Callable[[World, Client], Awaitable[None]]
@@ -273,5 +275,33 @@ def test_the_dump_that_only_the_root_names_is_no_orphan() -> None:
         world.die("power")
         await trio.sleep(60)
         assert await read_object(await world.client("cold"), b"x") == data
+
+    on_a_pool(scenario)
+
+
+def test_a_crash_between_a_maps_record_and_its_copy_in_the_root() -> None:
+    """A new drive that only the record names is opened at the next start, and healing ends."""
+
+    async def scenario(world: World, client: Client) -> None:
+        data = world.rng.randbytes(LARGE)
+        await put(client, b"x", data)
+        leader = await world.until_up()
+        row = world.rng.choice(world.healthy())
+        world.lose_drive(row, "wipe")
+        await leader.substrate.watch.refresh()
+
+        async def crash(execute: Callable[[Tx], object]) -> None:
+            await leader.server.change_map(execute)
+            world.die("power")
+            await trio.sleep_forever()
+
+        leader.change_map = crash  # type: ignore[method-assign]
+        with trio.move_on_after(5), suppress(ClusterError):
+            await replace_drive(leader, row.name, absolute(world.data, "drives/another"))
+        world.lost.clear()
+        await trio.sleep(40)
+        await world.until_whole()
+        assert "another" in {one.path.split("/")[-1] for one in world.healthy()}
+        await world.check_rows(drives=True)
 
     on_a_pool(scenario)

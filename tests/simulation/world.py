@@ -37,7 +37,7 @@ from trivium.admin.processes.lead import Leader
 from trivium.admin.processes.substrate import Substrate
 from trivium.cluster.chunks import Chunks
 from trivium.cluster.clock import InlineExecutor, TrioClock
-from trivium.cluster.errors import ClusterError
+from trivium.cluster.errors import ClusterError, Unavailable
 from trivium.cluster.log import LogOptions
 from trivium.cluster.model import ClusterMap, DriveRow, NodeRow, PoolRow, Root
 from trivium.cluster.router import Router
@@ -84,6 +84,9 @@ class MortalExecutor(InlineExecutor):
         else:
             await trio.lowlevel.checkpoint()
         if self._life.dead and getattr(fn, "__name__", "") != "close":
+            nursery = trio.lowlevel.current_task().parent_nursery
+            if nursery is not None and nursery.parent_task is trio.lowlevel.current_root_task():
+                raise Unavailable("the process is dead")  # a system task: nobody is left to hear of Crashed
             raise Crashed
         result = fn(*args)
         await trio.lowlevel.cancel_shielded_checkpoint()
