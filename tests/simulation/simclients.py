@@ -302,6 +302,7 @@ class Files:
         if target == name or target in self.open or target not in self.now:
             self.fresh += 1
             target = f"{self.lane}-{self.fresh - 1}".encode()
+        dirty = name in self.model.frozen
         self.model.begin(target, bytes(self.now[name]))
         for value in self.model.values(name):  # a prefix of what was written may be what is moved
             self.model.begin(target, value)
@@ -317,7 +318,10 @@ class Files:
             self.open[target] = self.open.pop(name)
         else:
             self.open.pop(target, None)
-        self.model.answer(target, bytes(self.now[target]))  # what was written before a rename is committed before it
+        if dirty:  # it is there, but a write that found no room may be lost: the next flush tells
+            self.model.allowed[target].discard(None)
+        else:
+            self.model.answer(target, bytes(self.now[target]))
 
     async def unlink(self, name: bytes) -> None:
         if name not in self.now:
