@@ -271,12 +271,12 @@ def test_takeover_refuses_in_words_when_no_replica_answers() -> None:
                 await old.append([record(b"first")])
                 entry = old.chain[-1]
             nodes.down.update(entry.drives)
-            with pytest.raises(Unavailable, match="no drive of its open segment"):
+            with pytest.raises(Unavailable, match="no drive of its last segment"):
                 await takeover(parts(nodes, chain))
             nodes.down.clear()
             for drive in entry.drives:
                 nodes.store(drive).logs.remove(entry.segment)  # the files were never there, or are gone: not empty
-            with pytest.raises(ClusterError, match="no drive of its open segment"):
+            with pytest.raises(ClusterError, match="no drive of its last segment"):
                 await takeover(parts(nodes, chain))
             assert chain.chain[-1] == entry
 
