@@ -96,7 +96,12 @@ class Filesystem:
         self.listing = Listing(self._view)
         self.xattrs = Xattrs(self._view, self.contents)
         self._recalls = Recalls(self._view, notifier or NoKernel(), self._spawn)
-        metadata.attach(on_recall=self.on_recall, on_ended=self.on_ended, on_lapsed=self.on_lapsed)
+        metadata.attach(
+            on_recall=self.on_recall,
+            on_ended=self.on_ended,
+            on_lapsed=self.on_lapsed,
+            open_inodes=self.hold_open,
+        )
         self._info: tuple[float, FsInfo] | None = None
 
     # ---- life -----------------------------------------------------------------------------------------------
@@ -147,6 +152,10 @@ class Filesystem:
     def on_lapsed(self) -> None:
         """Leases must not be used any more: T/2 without an answer, or another server."""
         self._recalls.drop_all(ended=False)
+
+    def hold_open(self) -> list[int]:
+        """What a restarted server must keep for the handles here."""
+        return self._recalls.hold_open()
 
     def on_ended(self, why: str = "") -> None:
         """The session has ended: leases and holds are gone, what was not sent is reported as EIO."""

@@ -43,4 +43,5 @@ class Metadata(Protocol):
         on_recall: Callable[[int, bytes], Awaitable[bool]],
         on_ended: Callable[[str], None],
         on_lapsed: Callable[[], None],
+        open_inodes: Callable[[], Sequence[int]] = ...,
     ) -> None: ...

@@ -7,8 +7,9 @@ Invariants: (1) a recall is answered in bounded time whatever the kernel does (`
 a write that waits for another mount's answer to a recall of ours; (2) names are invalidated beside it: until that is
 done, or the name was looked up again, requests that come by it get ESTALE, upon which the kernel looks the name up,
 once: a second ESTALE would be the program's; (3) contents that are open here survive an unlink elsewhere: the server is
-told (`Hold`) before the recall is answered; (4) pages that were dirtied through a mapping under a session that has
-ended are refused (EIO) while the kernel gives them up.
+told before the recall is answered (`Hold`), and one that has restarted before anybody's change goes on (the
+heartbeat); (4) pages that were dirtied through a mapping under a session that has ended are refused (EIO) while the
+kernel gives them up.
 """
 
 from __future__ import annotations
@@ -148,6 +149,13 @@ class Recalls:
         except (MetadataError, ClusterError) as error:
             log.warning("inode %d may go while it is open: %s", inode.ino, error)
         return True
+
+    def hold_open(self) -> list[int]:
+        """For a server that has restarted: what is open here, which it is asked to keep, as by Hold."""
+        held = [inode for inode in self._view.inodes.all() if inode.opens and inode.is_regular]
+        for inode in held:
+            inode.held = True
+        return [inode.ino for inode in held]
 
     async def _lease_again(self, inode: Inode) -> None:
         """An open file needs a lease; what was read without one is read again."""

@@ -98,10 +98,8 @@ def list_xattrs(reader: Reader, query: ListXattrs) -> dict[bytes, bytes]:
 
 
 def hold(tx: Tx, op: Hold) -> None:
-    """Inodes that are gone already are passed over: the next use of the handle says so."""
     for ino in op.inos:
-        if inodes.load(tx, ino) is not None:
-            inodes.hold(tx, ino, tx.session)
+        inodes.hold_if_there(tx, ino, tx.session)
 
 
 def release(tx: Tx, op: Release) -> None:

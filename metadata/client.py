@@ -35,6 +35,8 @@ RETRY_FIRST_S = 0.01
 RETRY_MOST_S = 0.5
 LOCATED_MAX = 20_000  # rows in the locate cache
 
+HOLDS_MAX = 4096  # inodes in a heartbeat
+
 OnRecall = Callable[[int, bytes], Awaitable[bool]]
 
 
@@ -53,12 +55,14 @@ class MetadataClient:
         on_recall: OnRecall | None = None,
         on_ended: Callable[[str], None] | None = None,
         on_lapsed: Callable[[], None] | None = None,
+        open_inodes: Callable[[], Sequence[int]] | None = None,
         io_timeout: float | None = None,
         slots: int = 16,
         run_directory: str | None = None,
     ) -> None:
         """`on_recall(ino, name)` flushes and drops what is cached; `on_lapsed()` drops all that leases allowed to be
         cached (T/2 without an answer, or a restarted server); `on_ended(why)` as well, and dirty data is lost.
+        `open_inodes()`: what a restarted server must keep for handles here; from then on the caller gives it back.
         `io_timeout`: seconds that requests wait for an absent server (None: for ever). `run_directory`: the data
         directory, where a lock proves this session's life to a server on the same host."""
         self._connect = connect
@@ -68,6 +72,7 @@ class MetadataClient:
         self._on_recall = on_recall or _nothing_held
         self._on_ended = on_ended or (lambda why: None)
         self._on_lapsed = on_lapsed or (lambda: None)
+        self._open_inodes = open_inodes or (lambda: ())
         self._io_timeout = io_timeout
         self._run_directory = run_directory
         self._connection: Connection | None = None
@@ -84,6 +89,8 @@ class MetadataClient:
         self._over = trio.Event()  # this life is over
         self.life = 0  # sessions that have ended so far; `call(life=…)` sends nothing under a later one
         self._incarnation = b""
+        self._holds: list[int] = []  # open inodes that the present server has not been told of
+        self._told = trio.Event()  # set while there are none: a Release must not overtake them
         self._answered_s = float("-inf")  # boot time at which the last answered heartbeat was sent
         self._beat_s = float("-inf")  # the same, whether or not leases came with it
         self._lapsed = True
@@ -101,9 +108,17 @@ class MetadataClient:
         self.seq = 0
         self.on_map: Callable[[ClusterMap, frozenset[bytes]], None] | None = None
 
-    def attach(self, *, on_recall: OnRecall, on_ended: Callable[[str], None], on_lapsed: Callable[[], None]) -> None:
+    def attach(
+        self,
+        *,
+        on_recall: OnRecall,
+        on_ended: Callable[[str], None],
+        on_lapsed: Callable[[], None],
+        open_inodes: Callable[[], Sequence[int]] = lambda: (),
+    ) -> None:
         """Who caches: for owners that are made after their client. Before the first lease is asked for."""
         self._on_recall, self._on_ended, self._on_lapsed = on_recall, on_ended, on_lapsed
+        self._open_inodes = open_inodes
 
     # ---- life -----------------------------------------------------------------------------------------------
 
@@ -143,6 +158,8 @@ class MetadataClient:
         self._counters = Counters()
         self._renew = trio.Event()
         self._incarnation = answer.incarnation
+        self._holds = []
+        self._told.set()
         self._answered(sent_s)
         self._heard(answer.cluster_map, answer.groups, frozenset(), answer.seq)
         self._take_life_lock(answer)
@@ -164,6 +181,7 @@ class MetadataClient:
         self.life += 1
         self._over.set()
         self._over = trio.Event()
+        self._told.set()
         self._nursery = None
         self._drop_life_lock()
         self._live = trio.Event()
@@ -197,7 +215,9 @@ class MetadataClient:
                 await self._beat_now.wait()
             self._beat_now = trio.Event()
             while await self._heartbeat(session, period_s):
-                pass
+                if self._told.is_set():
+                    self._told = trio.Event()
+                self._holds = list(self._open_inodes())
 
     async def _watch_lapse(self) -> None:
         """Mark the moment at which leases must not be used any more."""
@@ -211,7 +231,15 @@ class MetadataClient:
         """One heartbeat. True: send another at once (what an earlier server granted has just been dropped)."""
         sent_s = self._clock.boot_s()
         given_up = self._counters.take_given_up()
-        beat = messages.Heartbeat(session, self._counters.floor, given_up, self._oldest_read_seq(), self._incarnation)
+        holds, left = tuple(self._holds[:HOLDS_MAX]), self._holds[HOLDS_MAX:]
+        beat = messages.Heartbeat(
+            session,
+            self._counters.floor,
+            given_up,
+            self._oldest_read_seq(),
+            b"" if left else self._incarnation,  # the new server goes on once it knows all of them
+            holds,
+        )
         with trio.move_on_after(max(patience_s, self._lease_left_s())) as scope:  # _watch_lapse looks at the time
             answer = await self._send(beat)
         if scope.cancelled_caught or isinstance(answer, Unavailable):
@@ -229,6 +257,10 @@ class MetadataClient:
             self._lapse()
             self._incarnation = answer.incarnation
             return True
+        self._holds = left
+        if left:
+            return await self._heartbeat(session, patience_s)
+        self._told.set()
         self._answered(sent_s)
         return False
 
@@ -291,6 +323,8 @@ class MetadataClient:
         only after `io_timeout` (the outcome is then unknown). `life`: SESSION_ENDED when the session of that life has
         ended (a call without it may go out under the next one)."""
         with _limit(self._io_timeout):
+            if not self._told.is_set():
+                await self._told.wait()
             slot = await self._take_slot(life)
         assert self._welcome is not None
         session = self._welcome.session

@@ -143,6 +143,12 @@ def hold(tx: Tx, ino: int, session: int) -> None:
     tx.run("INSERT INTO held (ino, session) VALUES (?, ?) ON CONFLICT DO NOTHING", ino, session)
 
 
+def hold_if_there(tx: Tx, ino: int, session: int) -> None:
+    """An inode that is gone already is passed over: the next use of the handle says so."""
+    if load(tx, ino) is not None:
+        hold(tx, ino, session)
+
+
 def is_held(reader: Reader, ino: int) -> bool:
     return reader.one("SELECT 1 FROM held WHERE ino = ? LIMIT 1", ino) is not None
 

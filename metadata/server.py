@@ -322,6 +322,8 @@ class MetadataServer:
         session.oldest_read_seq = beat.oldest_read_seq
         if beat.floor > session.floor or beat.given_up:
             await self._settled(session, beat)
+        if beat.holds:
+            await self._keep_open(session, beat.holds)
         if beat.incarnation == self.incarnation:
             self.leases.reclaimed(session.id)
             self._check_grace()
@@ -336,6 +338,17 @@ class MetadataServer:
             incarnation=self.incarnation,
         )
         return encode(pulse)
+
+    async def _keep_open(self, session: Session, inos: tuple[int, ...]) -> None:
+        """What was open while the server was away outlives the changes that wait for the end of the grace."""
+
+        def execute(tx: Tx) -> None:
+            if tx.one("SELECT 1 FROM sessions WHERE id = ?", session.id) is None:
+                return
+            for ino in inos:
+                inodes.hold_if_there(tx, ino, session.id)
+
+        await self.writer.do(execute)
 
     async def _settled(self, session: Session, beat: messages.Heartbeat) -> None:
         def execute(tx: Tx) -> None:

@@ -21,7 +21,7 @@ from trivium.cluster.errors import Unavailable
 from trivium.cluster.transport.interface import Connection
 from trivium.cluster.wire import Service
 from trivium.metadata import lifelock, messages
-from trivium.metadata.client import MetadataClient
+from trivium.metadata.client import HOLDS_MAX, MetadataClient
 from trivium.metadata.messages import (
     ROOT_INO,
     Call,
@@ -33,6 +33,7 @@ from trivium.metadata.messages import (
     MetadataError,
     ObjectInfo,
     OpenVolume,
+    Release,
     SetAttr,
     Unlink,
     VolumeState,
@@ -345,6 +346,34 @@ def test_after_a_restart_changes_wait_for_those_who_may_still_cache(tmp_path: Pa
                 await writer.call(SetAttr(ino, mode=0o640))
                 assert trio.current_time() - began < 2
                 assert await cache.mode(ino) == 0o100640
+                nursery.cancel_scope.cancel()
+
+    run(main)
+
+
+def test_what_is_open_while_the_server_restarts_outlives_its_last_name(tmp_path: Path) -> None:
+    """The change waits for the session that has it open, which says so with the heartbeat that ends the wait."""
+
+    async def main() -> None:
+        world = World(str(tmp_path))
+        opened: list[int] = []
+        async with trio.open_nursery() as nursery:
+            async with world.serving():
+                reader = MetadataClient(
+                    world.connect, client="r", random=random.Random(1), clock=world.clock, open_inodes=lambda: opened
+                )
+                writer = MetadataClient(world.connect, client="w", random=random.Random(2), clock=world.clock)
+                await nursery.start(reader.run)
+                await nursery.start(writer.run)
+                ino = await make(writer)
+                await reader.ask(GetAttr(ino, lease=1))
+                opened[:] = [*range(10_000, 10_000 + HOLDS_MAX), ino]  # more than one heartbeat carries; some are gone
+            async with world.serving():
+                await writer.call(Unlink(ROOT_INO, b"x"))
+                assert (await reader.ask(GetAttr(ino))).nlink == 0
+                await reader.call(Release((ino,)))
+                with pytest.raises(MetadataError, match="ESTALE"):
+                    await reader.ask(GetAttr(ino))
                 nursery.cancel_scope.cancel()
 
     run(main)

@@ -149,7 +149,12 @@ class Client:
                     self.ended.append(why)
                     on_ended(why)
 
-                self.metadata.attach(on_recall=self.fs.on_recall, on_ended=ended, on_lapsed=self.fs.on_lapsed)
+                self.metadata.attach(
+                    on_recall=self.fs.on_recall,
+                    on_ended=ended,
+                    on_lapsed=self.fs.on_lapsed,
+                    open_inodes=self.fs.hold_open,
+                )
                 await nursery.start(self.fs.run)
                 task_status.started()
         if not self.dead:

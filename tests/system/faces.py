@@ -7,7 +7,6 @@ the new one, until somebody reads it; from then on only what was read (a value i
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import random
 import subprocess
@@ -248,11 +247,6 @@ class Files(Face):
             self.child.ask(f"read {folder}/k{self.source.randrange(10)}")
         except FileNotFoundError:
             pass
-        except OSError as error:
-            # A file that was open here while the pool was killed, and that its face replaced as soon as the pool was
-            # back, before this mount could ask to hold it: an error, as on NFS, never a mix (promise 3 stands).
-            if f"[Errno {errno.ESTALE}]" not in str(error):
-                raise
 
     def read(self, path: str) -> str:
         try:
