@@ -27,6 +27,15 @@ def digest(db: apsw.Connection) -> bytes:
     return state.digest()
 
 
+def digest_of(path: str) -> str:
+    """Of a database file that nobody writes now, in hexadecimal."""
+    db = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READONLY)
+    try:
+        return digest(db).hex()
+    finally:
+        db.close()
+
+
 def _tables(db: apsw.Connection) -> list[tuple[str, str]]:
     """(table, its key columns) in order of names."""
     names = [row[0] for row in db.execute("SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY name")]

@@ -40,6 +40,7 @@ from trivium.cluster.transport.interface import Connection
 from trivium.cluster.transport.memory import MemoryServer
 from trivium.metadata import database, dump, forming, lifelock, recovery
 from trivium.metadata.client import MetadataClient
+from trivium.metadata.digest import digest_of
 from trivium.metadata.diskroom import DiskRoom
 from trivium.metadata.messages import Credential, FsInfo, SetCredential, StatFs
 from trivium.metadata.offline import OfflineCatalog
@@ -101,7 +102,8 @@ class Leader:
                 done = await recovery.recover(path, metalog, self._dumps(), executor)
             except recovery.RecoveryFailed as error:
                 raise CommandError(f"the pool cannot start: {error}.", 6) from None
-            log.info("metadata %s up to record %d", done, metalog.last_seq)
+            proof = f", digest {await executor.run(digest_of, path)}" if done == "rebuilt" else ""
+            log.info("metadata %s up to record %d%s", done, metalog.last_seq, proof)
         self.server = MetadataServer(
             path,
             metalog,
