@@ -60,7 +60,9 @@ def _root_in_words(root: dict[str, Any], cluster_map: dict[str, Any]) -> list[st
         f"map version {cluster_map['version']}: pools "
         + ", ".join(f"{pool['name']} ({pool['profile']})" for pool in cluster_map["pools"]),
     ]
-    return lines + [f"  {d['name']:<6} {d['reason'] or 'in use':<9} {d['id']}  {d['path']}" for d in cluster_map["drives"]]
+    for drive in cluster_map["drives"]:
+        lines.append(f"  {drive['name']:<6} {drive['reason'] or 'in use':<9} {drive['id']}  {drive['path']}")
+    return lines
 
 
 def shard_facts(drive: DriveDir, name: str) -> dict[str, Any]:

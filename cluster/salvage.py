@@ -60,6 +60,7 @@ class Salvage:
         self.puts: dict[ChunkId, dict[PutKey, FoundPut]] = {}
         self.unreadable: list[str] = []  # shard files whose header does not verify
         self._cache: OrderedDict[PutKey, bytes] = OrderedDict()
+        self._lost: dict[PutKey, str] = {}  # so that each is tried once only
 
     def scan(self, progress: Callable[[int], None] = lambda shards: None) -> None:
         """Read every header. `progress` hears 1 for each shard file."""
@@ -93,15 +94,21 @@ class Salvage:
 
     def read(self, put: FoundPut) -> bytes:
         """The whole chunk. ChunkLost, naming it, when some block row has fewer than k good shards."""
+        if put.key in self._lost:
+            raise ChunkLost(self._lost[put.key])
         known = self._cache.get(put.key)
-        if known is None:
+        if known is not None:
+            self._cache.move_to_end(put.key)
+            return known
+        try:
             if put.transforms:
                 raise ChunkLost(f"chunk {put.key.chunk} was stored in a way that this version does not know")
             known = self._cache[put.key] = _Assembly(put).bytes()
-            while len(self._cache) > CACHED:
-                self._cache.popitem(last=False)
-        else:
-            self._cache.move_to_end(put.key)
+        except ChunkLost as error:
+            self._lost[put.key] = str(error)
+            raise
+        while len(self._cache) > CACHED:
+            self._cache.popitem(last=False)
         return known
 
     def get(self, chunk: ChunkId, nonce: bytes, offset: int, length: int) -> bytes:

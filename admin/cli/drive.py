@@ -19,7 +19,7 @@ def drive() -> None:
     """List and replace drives; look into drive directories."""
 
 
-for _command in (drivedir.inspect, drivedir.verify):
+for _command in (drivedir.inspect, drivedir.verify, drivedir.export):
     drive.add_command(_command)
 
 

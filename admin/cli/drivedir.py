@@ -104,8 +104,55 @@ def verify(directory: Path, as_json: bool, live: bool) -> None:
             f"{show_size(done.bytes)}{aside}"
         )
     if done.faults:
-        many = len(done.faults)
-        raise CommandError(f"{many} thing{'s' if many > 1 else ''} on {name} do{'' if many > 1 else 'es'} not verify", 6)
+        raise CommandError(f"{name} does not verify: {len(done.faults)} findings", 6)
+
+
+@click.command("export")
+@click.argument("directories", nargs=-1, required=True, metavar="DIRECTORY...",
+                type=click.Path(path_type=Path, file_okay=False))
+@click.option("--to", "target", required=True, metavar="DIR", type=click.Path(path_type=Path, file_okay=False),
+              help="Where to put it: a new or empty directory.")
+@live_option
+def export(directories: tuple[Path, ...], target: Path, live: bool) -> None:
+    """Rebuild files and volumes from the drive directories DIRECTORY... of one pool, without the pool.
+
+    k drives' shards of each chunk suffice, whichever they are. Where the drives still have the metadata (a dump and
+    the log), files/ has every file by its name and volumes/ every volume as a raw image; what no metadata name goes
+    to lost+found/. What could not be rebuilt is said, and marked .damaged. Drives are only read. Exits with 6 when
+    something is lost.
+    """
+    import trio
+
+    from trivium.admin.export import Exported, Target
+    from trivium.admin.export import export as rebuild
+    from trivium.cluster.clock import ThreadExecutor
+    from trivium.cluster.salvage import Salvage
+
+    target = target.absolute()
+    target.mkdir(parents=True, mode=0o700, exist_ok=True)
+    if any(target.iterdir()):
+        raise CommandError(f"{target} is not empty: name a new directory.")
+    with opened(directories, live) as drives:
+        _require_one_cluster(drives)
+        salvage = Salvage(drives)
+        salvage.scan()
+        done = Exported(lost=[f"shard {text}" for text in salvage.unreadable])
+        total = sum(put.key.length for put in salvage.all())
+        with progress_of(total, "export") as progress:
+            trio.run(rebuild, salvage, Target(target, done, progress), ThreadExecutor(1))
+    for text in done.notes:
+        click.echo(text)
+    for text in done.lost:
+        click.echo(f"lost: {text}", err=True)
+    click.echo(f"exported {done.files} files ({show_size(done.bytes)}), {done.volumes} of them volumes, to {target}")
+    if done.lost:
+        raise CommandError(f"{len(done.lost)} things could not be rebuilt; give more drives if there are any", 6)
+
+
+def _require_one_cluster(drives: list[DriveDir]) -> None:
+    clusters = {drive.cluster for drive in drives if any(drive.cluster)}
+    if len(clusters) > 1:
+        raise CommandError("the drives belong to different clusters: give those of one pool.")
 
 
 @contextmanager
