@@ -219,6 +219,11 @@ def release_session(tx: Tx, session: int) -> None:
     tx.run("UPDATE volumes SET lease_session = 0 WHERE lease_session = ?", session)
 
 
+def read_state(reader: Reader, name: str) -> VolumeState:
+    """What a reader without a lease needs."""
+    return _state(reader, need(reader, name), read_only=True)
+
+
 def _state(reader: Reader, volume: Volume, read_only: bool = False) -> VolumeState:
     checkpoint = volume.checkpoint
     placed = None if checkpoint is None else placed_of(reader, checkpoint.chunk)

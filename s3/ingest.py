@@ -9,6 +9,7 @@ Invariants
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,7 +26,6 @@ from trivium.s3.errors import S3Error
 from trivium.s3.http import Body as HttpBody
 from trivium.s3.http import Truncated
 
-OWNER = bytes(16)  # the inode is made by the commit: the pieces are nobody's until then
 HASH_INLINE = 64 * 1024  # smaller ones are not worth a thread
 REPUTS = 4
 
@@ -151,6 +151,8 @@ class _Intake:
     def __init__(self, service: Service, payload: Payload, hashes: BodyHash, limit: int) -> None:
         self._service, self._payload, self._hashes, self._limit = service, payload, hashes, limit
         self._slots = trio.CapacityLimiter(service.limits.pieces_in_flight)
+        # the inode is made by the commit; until then one tag says which pieces belong together (lost+found reads it)
+        self._owner = bytes(8) + secrets.token_bytes(8)
         self._stored: dict[int, Stored] = {}
         self._sizes: list[int] = []
         self._size = 0
@@ -222,7 +224,7 @@ class _Intake:
 
     async def _put(self, index: int, offset: int, buffer: memoryview, token: object) -> None:
         try:
-            piece = PieceData(OWNER, offset, 0, buffer)
+            piece = PieceData(self._owner, offset, 0, buffer)
             self._stored[index] = await self._service.chunks.put(self._service.pool, [piece])
         finally:
             self._service.pieces.release_on_behalf_of(token)

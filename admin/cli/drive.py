@@ -8,6 +8,7 @@ from typing import Any
 import click
 import trio
 
+from trivium.admin.cli import drivedir
 from trivium.admin.cli.connect import admin_call, connect_option, run, show_size
 from trivium.admin.datadir import DataDir
 from trivium.admin.errors import CommandError
@@ -15,7 +16,11 @@ from trivium.admin.errors import CommandError
 
 @click.group()
 def drive() -> None:
-    """List and replace drives."""
+    """List and replace drives; look into drive directories."""
+
+
+for _command in (drivedir.inspect, drivedir.verify, drivedir.export):
+    drive.add_command(_command)
 
 
 @drive.command("ls")

@@ -221,6 +221,10 @@ class Shards:
                 entries.append(InventoryEntry(chunk, index, size, plan_seq))
         return entries, False
 
+    def walk(self) -> Iterator[tuple[ChunkId, int]]:
+        """The (chunk, index) of every shard file, in order. OSError."""
+        return self._walk((0, 0, -1))
+
     def _walk(self, after: tuple[int, int, int]) -> Iterator[tuple[ChunkId, int]]:
         for session in self._numbers(""):
             if session < after[0]:
