@@ -5,7 +5,9 @@ over the children of each node of the tree as evenly as the drives below them al
 gets the odd one is decided by weighted rendezvous hashing (straw2: the smallest -ln(u)/w wins, u from the group's
 seed), so that over many groups each drive is used in proportion to its weight. Drives used by existing open groups
 count for less, which levels a small number of groups; so do drives that are fuller than the others, which levels in
-the long run what hashing and the spread over domains leave uneven.
+the long run what hashing and the spread over domains leave uneven. Domains of the highest level (racks) are left out
+where none of them may be lost anyway while one of the next level (hosts) may be: evenness among two racks is not
+worth two shards of 2+1 on one host.
 
 Invariants
 1. Every proposal names each drive once, and only drives that are in use, up and have weight.
@@ -74,7 +76,7 @@ def propose(
     if shape is None:
         return ()
     used = Counter(drive for group in existing for drive in group.drives)
-    root = _tree(candidates, used, _levels(candidates, fill))
+    root = _tree(candidates, used, _levels(candidates, fill), _unspread(candidates, shape.width, shape.m))
     chosen = _deal(root, shape.width, _key(seed))
     twins = [group for group in existing if set(group.drives) == set(chosen)]
     if twins:  # the same set again: the first one's order, moved on, so that every drive gets its turn at data shards
@@ -102,16 +104,18 @@ def propose_group(
 
 
 def substitutes(
-    cluster_map: ClusterMap, kept: Collection[bytes], count: int, spare: Collection[bytes], seed: int
+    cluster_map: ClusterMap, kept: Collection[bytes], count: int, m: int, spare: Collection[bytes], seed: int
 ) -> tuple[bytes, ...]:
-    """`count` drives of `spare` to stand beside those `kept`, spread as if the whole group were dealt anew.
+    """`count` drives of `spare` to stand beside those `kept`, spread as if the group of m parity were dealt anew.
 
     At each level the child with the fewest shards gets the next one. Fewer are answered when there are no more.
     """
     candidates = [row for row in usable(cluster_map, spare) if row.id not in kept]
-    root = _tree(candidates, Counter(), {})
     rows = {row.id: row for row in cluster_map.drives}
-    held = Counter(path for drive in kept if (row := rows.get(drive)) for path in _prefixes(_path(row)))
+    staying = [row for drive in kept if (row := rows.get(drive))]
+    skip = _unspread([*staying, *candidates], len(staying) + count, m)
+    root = _tree(candidates, Counter(), {}, skip)
+    held = Counter(path for row in staying for path in _prefixes(_path(row, skip)))
     key = _key(seed)
     chosen: list[bytes] = []
     while len(chosen) < count and root.capacity:
@@ -155,7 +159,8 @@ class _Node:
     def inside(self) -> Collection[_Node]:
         """Its children: domains, and the disks and drives that are in it directly."""
         for row, weight in self.rows:
-            path = _path(row)
+            drive = f"\0drive:{row.id.hex()}"
+            path = (*self.path, f"\0disk:{row.device}" if row.device else drive, drive)
             disk = self.child(path[-2], path[:-1])
             disk.add(weight, 1)
             disk.children[path[-1]] = _Node(path, row.id, weight, 1)
@@ -173,9 +178,35 @@ def _key(seed: int | bytes) -> bytes:
     return seed if isinstance(seed, bytes) else seed.to_bytes(16, "little", signed=True)
 
 
-def _path(row: DriveRow) -> Path:
+def _domain(domain: str) -> Path:
+    return tuple(part for part in domain.split("/") if part)
+
+
+def _path(row: DriveRow, skip: int) -> Path:
     drive = f"\0drive:{row.id.hex()}"
-    return (*(part for part in row.domain.split("/") if part), f"\0disk:{row.device}" if row.device else drive, drive)
+    return (*_domain(row.domain)[skip:], f"\0disk:{row.device}" if row.device else drive, drive)
+
+
+def _unspread(drives: Sequence[DriveRow], shards: int, m: int) -> int:
+    """How many of the highest levels of domains are left out: up to the first of which one may be lost, or none."""
+    homes = [(_domain(domain), count) for domain, count in Counter(row.domain for row in drives).items()]
+    for skip in range(min((len(path) for path, _ in homes), default=0)):
+        room: Counter[Path] = Counter()
+        for path, count in homes:
+            room[path[: skip + 1]] += count
+        if _dealt_most(sorted(room.values()), shards) <= m:
+            return skip
+    return 0
+
+
+def _dealt_most(rooms: Sequence[int], shards: int) -> int:
+    """The most that one gets when `shards` are dealt evenly to places with this much room each (ascending)."""
+    for position, room in enumerate(rooms):
+        share = -(-shards // (len(rooms) - position))
+        if room >= share:
+            return share
+        shards -= room
+    return shards + (rooms[-1] if rooms else 0)
 
 
 def _prefixes(path: Path) -> list[Path]:
@@ -192,7 +223,7 @@ def _levels(drives: Sequence[DriveRow], fill: Mapping[bytes, float]) -> dict[byt
     return {row.id: 2 ** max(least, min(most, (usual - full) / LEVEL_STEP)) for row, full in known}
 
 
-def _tree(drives: Sequence[DriveRow], used: Counter[bytes], levels: Mapping[bytes, float]) -> _Node:
+def _tree(drives: Sequence[DriveRow], used: Counter[bytes], levels: Mapping[bytes, float], skip: int) -> _Node:
     """The domains; what is inside one is made when somebody looks into it (`_Node.inside`)."""
     homes: dict[str, list[tuple[DriveRow, float]]] = {}
     for row in drives:
@@ -201,7 +232,7 @@ def _tree(drives: Sequence[DriveRow], used: Counter[bytes], levels: Mapping[byte
     root = _Node(())
     for domain, rows in homes.items():
         node = root
-        weight, path = sum(weight for _, weight in rows), tuple(part for part in domain.split("/") if part)
+        weight, path = sum(weight for _, weight in rows), _domain(domain)[skip:]
         node.add(weight, len(rows))
         for depth, part in enumerate(path, 1):
             node = node.child(part, path[:depth])

@@ -125,7 +125,7 @@ def target_drives(group: Group, cluster_map: ClusterMap, usable: frozenset[bytes
         return group.drives
     spare = usable - set(group.drives) - gone
     kept = [drive for drive in group.drives if drive not in gone]
-    order = placement.substitutes(cluster_map, kept, len(bad), spare, group.id)
+    order = placement.substitutes(cluster_map, kept, len(bad), group.m, spare, group.id)
     if len(order) < len(bad):
         return None
     drives = list(group.drives)

@@ -28,11 +28,11 @@ def run(main: Callable[[MetadataServer, MetadataClient], Awaitable[None]], drive
 
 
 async def fill(client: MetadataClient, group: Group, count: int) -> None:
-    for number in range(count):
+    for _ in range(count):
         chunk = ChunkId(client.session, client.next_counter())
         new = NewChunk(chunk, b"n" * 16, group.id, group.digest, SIZE, 0)
         extent = Extent(0, SIZE, Ref(chunk, 0, SIZE))
-        name = f"{group.id}-{number}".encode()
+        name = f"{group.id}-{chunk.counter}".encode()
         await client.call(Create(ROOT_INO, name, 0o100644), Write(0, (extent,), SIZE), chunks=(new,))
 
 

@@ -50,11 +50,25 @@ def test_shards_are_spread_evenly_over_hosts() -> None:
         assert set(hosts(m, propose(m, P42, ids(m), seed)).values()) == {2}
 
 
-def test_racks_are_evened_out_before_hosts() -> None:
-    m = cluster(*(D("a/h1") for _ in range(4)), *(D("b/h2") for _ in range(2)), *(D("b/h3") for _ in range(4)))
+def test_racks_are_evened_out_before_hosts_where_one_may_be_lost() -> None:
+    m = cluster(*(D("a/h1") for _ in range(4)), *(D("b/h2") for _ in range(2)), *(D("b/h3") for _ in range(4)),
+                *(D(f"c/h{n}") for n in range(4, 8)))  # fmt: skip
     for seed in range(30):
         count = hosts(m, propose(m, P42, ids(m), seed))
-        assert count["a/h1"] == 3 and count["b/h2"] + count["b/h3"] == 3 and count["b/h3"] >= 1
+        assert count["a/h1"] == 2 and count["b/h2"] + count["b/h3"] == 2
+
+
+def test_hosts_are_evened_out_where_no_rack_may_be_lost_anyway() -> None:
+    """Two racks: 3 + 3 would put three shards of 4+2 on the one host of rack a, and its loss would be too much."""
+    m = cluster(*(D("a/h1") for _ in range(4)), *(D("b/h2") for _ in range(2)), *(D("b/h3") for _ in range(4)))
+    for seed in range(30):
+        drives = propose(m, P42, ids(m), seed)
+        assert set(hosts(m, drives).values()) == {2}
+        gone = drives[seed % 6]
+        kept = [drive for drive in drives if drive != gone]
+        found = substitutes(m, kept, 1, 2, ids(m) - {gone}, seed)
+        if m.drives[gone[0]].domain != "b/h2":  # it has no other drive
+            assert set(hosts(m, (*kept, *found)).values()) == {2}
 
 
 def test_as_even_as_the_drives_allow() -> None:
@@ -159,7 +173,7 @@ def test_what_takes_a_lost_drives_place_keeps_the_group_spread() -> None:
     for seed in range(40):
         drives = propose(m, P42, ids(m), seed)
         gone, kept = drives[seed % 6], [drive for drive in drives if drive != drives[seed % 6]]
-        found = substitutes(m, kept, 1, ids(m) - {gone}, seed)
+        found = substitutes(m, kept, 1, 2, ids(m) - {gone}, seed)
         assert set(hosts(m, (*kept, *found)).values()) == {1}
 
 
@@ -170,15 +184,15 @@ def test_substitutes_go_elsewhere_when_the_host_is_gone_and_are_as_even_as_can_b
         home = {row.id: row.domain for row in m.drives}
         kept = [drive for drive in drives if home[drive] != "r/h0"]
         spare = {drive for drive in ids(m) if home[drive] != "r/h0"}
-        found = substitutes(m, kept, 6 - len(kept), spare, seed)
+        found = substitutes(m, kept, 6 - len(kept), 2, spare, seed)
         assert len({*kept, *found}) == 6 and set(hosts(m, (*kept, *found)).values()) == {2}
 
 
 def test_substitutes_are_as_many_as_there_are() -> None:
     m = cluster(*(D("r/h") for _ in range(4)))
     kept = [row.id for row in m.drives[:2]]
-    assert set(substitutes(m, kept, 3, ids(m), 1)) == {row.id for row in m.drives[2:]}
-    assert substitutes(m, kept, 2, kept, 1) == ()
+    assert set(substitutes(m, kept, 3, 2, ids(m), 1)) == {row.id for row in m.drives[2:]}
+    assert substitutes(m, kept, 2, 2, kept, 1) == ()
 
 
 def test_fuller_drives_are_proposed_less_and_empty_ones_not_without_measure() -> None:
