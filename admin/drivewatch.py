@@ -39,6 +39,11 @@ class DriveWatch:
         """Drives that answer: healing has a limit of its own, which the drive itself holds."""
         return frozenset(self.reports) - self.down()
 
+    def fill(self) -> dict[bytes, float]:
+        """How full drives are, 0 to 1."""
+        known = ((drive, report) for drive, report in self.reports.items() if report.bytes_total > 0)
+        return {drive: 1 - report.bytes_free / report.bytes_total for drive, report in known}
+
     def look(self) -> None:
         """Look now: somebody met an error."""
         self._look.set()

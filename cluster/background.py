@@ -36,9 +36,12 @@ class Background:
 
     def start(self, fn: Callable[[Unpack[Ts]], Awaitable[object]], *args: *Ts) -> None:
         if self._nursery is not None:
-            self._nursery.start_soon(_quietly, fn, args)
-        else:
-            trio.lowlevel.spawn_system_task(_quietly, fn, args)
+            try:
+                self._nursery.start_soon(_quietly, fn, args)
+                return
+            except RuntimeError:  # its last task has ended, and run() has not had its turn since
+                self._nursery = None
+        trio.lowlevel.spawn_system_task(_quietly, fn, args)
 
     async def within(self, seconds: float, fn: Callable[[Unpack[Ts]], Awaitable[T]], *args: *Ts) -> T:
         """`await fn(*args)`, but not for longer than `seconds`: then it goes on alone and Unavailable is raised.

@@ -1,15 +1,20 @@
-"""Open groups: up to MAX_OPEN_GROUPS per pool take new chunks. A group is offered only after its record is durable.
+"""Open groups: a bounded number per pool take new chunks. A group is offered only after its record is durable.
 
     proposed --record--> open --a drive found dead, out, full--> closed (a row for ever: its chunks are on it)
+                              --ROTATE_CHUNKS chunks, in a pool of more drives than all open groups name-->
 
 Invariants:
 1. What `offered` answers has been committed: a number never stands for other drives than those of its row.
 2. A group that names a drive known to be down, out, draining or full takes no new chunks; another one is opened.
+3. In a pool of more drives than its open groups name, groups that have their share of chunks make place for others,
+   so that every drive gets its share of new data, and the fuller ones less.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from functools import partial
+from typing import Any
 
 import trio
 
@@ -19,6 +24,9 @@ from trivium.cluster.model import ClusterMap, Group, PoolRow
 from trivium.metadata.chunkrows import split_drives
 from trivium.metadata.tx import Reader, Tx
 from trivium.metadata.writer import Writer
+
+ROTATE_CHUNKS = 4096  # 16 GiB of whole chunks
+ROTATE_PAUSE_S = 60.0
 
 
 def read_open(reader: Reader) -> tuple[Group, ...]:
@@ -34,14 +42,21 @@ def insert(tx: Tx, group: Group) -> None:
 
 
 class OpenGroups:
-    """`cluster_map` answers the newest map, `unfit` drives that are down or take no new shards (memory only)."""
+    """`cluster_map` answers the newest map, `unfit` drives that are down or take no new shards, `fill` how full drives
+    are (0 to 1); the last two from memory only."""
 
     def __init__(
-        self, writer: Writer, *, cluster_map: Callable[[], ClusterMap], unfit: Callable[[], frozenset[bytes]]
+        self,
+        writer: Writer,
+        *,
+        cluster_map: Callable[[], ClusterMap],
+        unfit: Callable[[], frozenset[bytes]],
+        fill: Callable[[], Mapping[bytes, float]] = dict,
     ) -> None:
         self._writer = writer
         self._map = cluster_map
         self._unfit = unfit
+        self._fill_of = fill
         self._groups: dict[int, Group] = {}
         self._lock = trio.Lock()
 
@@ -59,6 +74,21 @@ class OpenGroups:
                 await self._close(self._stale())
                 for pool in self._map().pools:
                     await self._fill(pool, frozenset())
+
+    async def rotate(self, read: Callable[[Callable[[Reader], Any]], Awaitable[Any]]) -> None:
+        """Close groups that have had their share, where that brings drives into use that no open group names."""
+        full: list[Group] = []
+        for pool in self._map().pools:
+            groups = self._of(pool.id)
+            named = {drive for group in groups for drive in group.drives}
+            if self._usable() <= named:
+                continue
+            counts = await read(partial(count_chunks, groups=groups))
+            full += [group for group in groups if counts[group.id] >= ROTATE_CHUNKS]
+        if full:
+            async with self._lock:
+                await self._close([group for group in full if group.id in self._groups])
+            await self.refresh()
 
     async def offer(self, pool: int, without: frozenset[bytes]) -> Group:
         """An open group of the pool that avoids `without`. NoSpace when there is no such drive set."""
@@ -94,16 +124,21 @@ class OpenGroups:
         return opened
 
     def _propose(self, pool: PoolRow, without: frozenset[bytes], number: int = 0) -> Group | None:
-        cluster_map = self._map()
-        up = {drive.id for drive in cluster_map.drives} - self._unfit() - without
-        return placement.propose_group(cluster_map, pool, up, number, self._of(pool.id))
+        up = {drive.id for drive in self._map().drives} - self._unfit() - without
+        return placement.propose_group(self._map(), pool, up, number, self._of(pool.id), self._fill_of())
+
+    def _usable(self) -> frozenset[bytes]:
+        up = {drive.id for drive in self._map().drives} - self._unfit()
+        return frozenset(row.id for row in placement.usable(self._map(), up))
+
+    def _wanted(self, pool: PoolRow) -> int:
+        return placement.open_groups(len(self._usable()), pool.k + pool.m)
 
     def _room(self, pool: PoolRow) -> bool:
-        groups = self._of(pool.id)
-        return len(groups) < placement.MAX_OPEN_GROUPS and self._propose(pool, frozenset()) is not None
+        return len(self._of(pool.id)) < self._wanted(pool) and self._propose(pool, frozenset()) is not None
 
     async def _fill(self, pool: PoolRow, without: frozenset[bytes]) -> None:
-        missing = placement.MAX_OPEN_GROUPS - len(self._of(pool.id))
+        missing = self._wanted(pool) - len(self._of(pool.id))
         for _ in range(missing):
             if await self._open(pool, without, ()) is None:
                 return
@@ -151,6 +186,13 @@ class OpenGroups:
         for group in groups:  # not offered any more from here on; the row follows
             self._groups.pop(group.id, None)
         await self._writer.do(execute)
+
+
+def count_chunks(reader: Reader, groups: Iterable[Group]) -> dict[int, int]:
+    """Of each group, up to ROTATE_CHUNKS."""
+    sql = "SELECT count(*) FROM (SELECT 1 FROM chunks WHERE group_id = ? LIMIT ?)"
+    rows = ((group.id, reader.one(sql, group.id, ROTATE_CHUNKS)) for group in groups)
+    return {id: int(row[0]) if row else 0 for id, row in rows}
 
 
 def stale(groups: Iterable[Group], cluster_map: ClusterMap, unfit: frozenset[bytes]) -> Iterator[Group]:

@@ -29,7 +29,7 @@ import trio
 
 from trivium.cluster import placement
 from trivium.cluster.errors import ClusterError
-from trivium.cluster.model import ChunkId, ClusterMap, Group, Placed, Profile
+from trivium.cluster.model import ChunkId, ClusterMap, Group, Placed
 from trivium.metadata import chunkrows, queue
 from trivium.metadata.tx import Reader, Tx
 
@@ -124,7 +124,8 @@ def target_drives(group: Group, cluster_map: ClusterMap, usable: frozenset[bytes
     if not bad:
         return group.drives
     spare = usable - set(group.drives) - gone
-    order = placement.propose(cluster_map, Profile(max(1, len(spare)), 0), spare, group.id)
+    kept = [drive for drive in group.drives if drive not in gone]
+    order = placement.substitutes(cluster_map, kept, len(bad), group.m, spare, group.id)
     if len(order) < len(bad):
         return None
     drives = list(group.drives)

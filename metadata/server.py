@@ -72,6 +72,7 @@ class MetadataServer:
         on_session_end: Callable[[Tx, int], bool] = endings.release,
         unfit: Callable[[], frozenset[bytes]] = frozenset,
         down: Callable[[], frozenset[bytes]] = frozenset,
+        fill: Callable[[], Mapping[bytes, float]] = dict,
         proof_of_death: Callable[[int], bool] = lambda session: False,
         bury: Callable[[int], None] = lambda session: None,
         admin_allowed: Callable[[Peer], bool] = lambda peer: True,
@@ -81,7 +82,8 @@ class MetadataServer:
     ) -> None:
         """`path`: the database file, recovered and at least formed. `on_session_end` drops what a session held,
         in steps.
-        `unfit`: drives that take no new shards; `down`: drives to tell clients of; both from memory."""
+        `unfit`: drives that take no new shards; `down`: drives to tell clients of; `fill`: how full
+        drives are, 0 to 1; all from memory."""
         self._path = path
         self._log = metalog
         self._cluster = cluster
@@ -94,6 +96,7 @@ class MetadataServer:
         self._on_session_end = on_session_end
         self._unfit = unfit
         self._down = down
+        self._fill = fill
         self._proof_of_death = proof_of_death
         self._bury = bury
         self._admin_allowed = admin_allowed
@@ -139,7 +142,7 @@ class MetadataServer:
                     grace_over=lambda: self._grace_over,
                     refusal=self._room.refusal if self._room is not None else lambda operations: None,
                 )
-                self.groups = OpenGroups(self.writer, cluster_map=lambda: self.map, unfit=self._unfit)
+                self.groups = OpenGroups(self.writer, cluster_map=lambda: self.map, unfit=self._unfit, fill=self._fill)
                 await nursery.start(self.readers.run)
                 await self._load()
                 nursery.start_soon(self.writer.run)
@@ -174,6 +177,7 @@ class MetadataServer:
 
     async def _watch(self) -> None:
         """End sessions that are silent or dead, keep groups open."""
+        rotated = self._clock.boot_s()
         while True:
             now = self._clock.boot_s()
             for session in self.sessions.expired(now):
@@ -183,6 +187,9 @@ class MetadataServer:
                     await self.end_session(id, "its process has died")
                     await self._executor.run(self._bury, id)
             await self.groups.refresh()
+            if now - rotated >= groups.ROTATE_PAUSE_S:
+                rotated = now
+                await self.groups.rotate(self._read_rows)
             with trio.move_on_after(PROOF_PAUSE_S if self._suspected else self.sessions.timeout_s / 16):
                 await self._alarm.wait()
             self._alarm = trio.Event()
@@ -372,6 +379,10 @@ class MetadataServer:
         if isinstance(query, messages.HeadObject) and query.hold:
             await self._hold(session, value)
         return encode(messages.Results((value,), seq))
+
+    async def _read_rows(self, read: Callable[[Reader], Any]) -> Any:
+        value, _ = await self.readers.read(read)
+        return value
 
     async def _hold(self, session: Session, info: messages.ObjectInfo) -> None:
         """A streamed GET is an open handle, unless the first page of its layout says everything."""

@@ -15,15 +15,15 @@ import random
 import sys
 import time
 import traceback
-from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 LEDGER = Path(".soak/sim.jsonl")
 REPLAY = "PYTHONHASHSEED=0 TRIVIUM_SEED={} python -m pytest tests/simulation/test_cluster.py -k answered"
 
 
-def run_seed(seed: int) -> str:
-    """"" or what was wrong."""
+def run_seed(seed: int) -> tuple[int, str]:
+    """The seed, and "" or what was wrong."""
     from tests.simulation.clusterrun import schedule
     from tests.simulation.runner import run_one
 
@@ -32,8 +32,8 @@ def run_seed(seed: int) -> str:
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             raise
-        return "".join(traceback.format_exception(error))
-    return ""
+        return seed, "".join(traceback.format_exception(error))
+    return seed, ""
 
 
 def record(first: int, done: int, seconds: float, failed: list[int]) -> dict[str, int]:
@@ -56,12 +56,12 @@ def main() -> int:
     began, done, failed = time.monotonic(), 0, []
     print(f"seeds {first} to {first + options.seeds - 1}", flush=True)
     try:
-        with ProcessPoolExecutor(options.jobs, max_tasks_per_child=50) as pool:
-            seeds = range(first, first + options.seeds)
-            for seed, wrong in zip(seeds, pool.map(run_seed, seeds), strict=True):
+        # (not concurrent.futures: on Python 3.11 it stops for ever when its only worker has had its share of tasks)
+        with get_context("spawn").Pool(options.jobs, maxtasksperchild=50) as pool:
+            for seed, wrong in pool.imap_unordered(run_seed, range(first, first + options.seeds)):
                 done += 1
                 if done % 20 == 0:
-                    print(f"{done} seeds, {len(failed)} failed", flush=True)
+                    print(f"{done} seeds, {len(failed)} failed, {done / (time.monotonic() - began):.2f}/s", flush=True)
                 if wrong:
                     failed.append(seed)
                     print(f"{wrong}\nfailing seed: {seed}  (replay: {REPLAY.format(seed)})", flush=True)

@@ -117,6 +117,7 @@ class Leader:
             on_session_end=_end_session,
             unfit=self.substrate.watch.unfit,
             down=self.substrate.watch.down,
+            fill=self.substrate.watch.fill,
             entitled=lambda: self._lease.valid(self.substrate.clock.boot_s()),
             proof_of_death=lifelock.prover(str(self.data.path)),
             bury=lifelock.burier(str(self.data.path)),
