@@ -4,7 +4,8 @@
 
 Flags of a request: EVENTS opens a subscription, GREETING names the logical connection that a socket belongs to (no
 answer). In an answer the low byte of `flags` counts the descriptors that came with it, END ends a subscription (or
-the use of a socket).
+the use of a socket). HELLO and CREDIT are QUIC's: the first message of a connection, and a subscriber's confirmation
+of the bytes (in `reserve`) that it has taken.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from trivium.cluster.wire import ERRORS, HEAD, MAX_BODY, MAX_PAYLOAD, status_of
 EVENTS = 0x100
 GREETING = 0x200
 END = 0x400
+HELLO = 0x800
+CREDIT = 0x1000
 FD_COUNT = 0xFF
 MAX_FDS = 16
 
@@ -74,12 +77,19 @@ def as_one(payload: Buffer | Sequence[Buffer]) -> memoryview:
 
 
 def frame(
-    service: int, body: bytes, views: Sequence[memoryview], *, status: int = 0, flags: int = 0, limits: Limits
+    service: int,
+    body: bytes,
+    views: Sequence[memoryview],
+    *,
+    status: int = 0,
+    flags: int = 0,
+    limits: Limits,
+    reserve: int = 0,
 ) -> list[memoryview]:
     """The buffers to send, in order. Refused when a limit is passed: nothing was sent."""
     payload_bytes = sum(map(len, views))
     limits.check(len(body), payload_bytes)
-    head = HEAD.pack(len(body), payload_bytes, service, status, flags, 0)
+    head = HEAD.pack(len(body), payload_bytes, service, status, flags, reserve)
     return [memoryview(head + body), *views]
 
 

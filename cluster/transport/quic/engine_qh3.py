@@ -1,0 +1,130 @@
+"""The engine on qh3: packets, recovery and crypto in Rust behind aioquic's shape; the default where it imports."""
+
+from __future__ import annotations
+
+import logging
+import ssl
+from collections.abc import Sequence
+
+from qh3.quic import events
+from qh3.quic.configuration import QuicConfiguration
+from qh3.quic.connection import QuicConnection
+from qh3.quic.packet import QuicProtocolVersion
+
+from trivium.cluster.transport.quic.address import Endpoint
+from trivium.cluster.transport.quic.engine import (
+    ALPN,
+    CID_BYTES,
+    CONNECTION_WINDOW_BYTES,
+    STREAM_WINDOW_BYTES,
+    Datagram,
+    EngineOptions,
+    Secrets,
+    Sink,
+)
+
+logging.getLogger("quic").setLevel(logging.ERROR)  # it warns of every orderly close
+
+
+class Qh3Engine:
+    def __init__(self, options: EngineOptions) -> None:
+        self._secrets = Secrets()
+        server = options.certificate
+        configuration = QuicConfiguration(
+            alpn_protocols=[ALPN],
+            connection_id_length=CID_BYTES,
+            idle_timeout=options.idle_timeout_s,
+            is_client=server is None,
+            max_data=CONNECTION_WINDOW_BYTES,
+            max_stream_data=STREAM_WINDOW_BYTES,
+            max_datagram_size=options.datagram_bytes,
+            probe_datagram_size=False,
+            supported_versions=[QuicProtocolVersion.VERSION_1],
+            secrets_log_file=self._secrets,  # type: ignore[arg-type]
+            verify_mode=ssl.CERT_NONE,  # the driver checks the pin; CertificateVerify is checked by the engine always
+            verify_hostname=False,
+            server_name="trivium",
+        )
+        if server is None:
+            self._quic = QuicConnection(configuration=configuration)
+        else:
+            configuration.load_cert_chain(server.certificate_pem, server.key_pem)
+            self._quic = QuicConnection(
+                configuration=configuration,
+                original_destination_connection_id=options.original_cid,
+                retry_source_connection_id=options.retry_cid,
+            )
+        self.cid = bytes(self._quic.host_cid)
+
+    def connect(self, remote: Endpoint, now: float) -> None:
+        self._quic.connect(remote, now)
+
+    def receive(self, data: bytes, segment_bytes: int, remote: Endpoint, now: float) -> None:
+        if len(data) <= segment_bytes:
+            self._quic.receive_many_datagrams([data], remote, now)
+        else:
+            self._quic.receive_gro_buffer(data, segment_bytes, remote, now)
+
+    def poll(self, sink: Sink) -> None:
+        next_event = self._quic.next_event
+        while (event := next_event()) is not None:
+            if isinstance(event, events.StreamDataReceived):
+                sink.on_data(event.stream_id, event.data, event.end_stream)
+            elif isinstance(event, events.StreamReset):
+                sink.on_reset(event.stream_id)
+            elif isinstance(event, events.StopSendingReceived):
+                sink.on_stop(event.stream_id)
+            elif isinstance(event, events.HandshakeCompleted):
+                sink.on_connected()
+            elif isinstance(event, events.ConnectionTerminated):
+                sink.on_closed(event.error_code, event.reason_phrase)
+            elif isinstance(event, events.ConnectionIdIssued):
+                sink.on_cid(event.connection_id, True)
+            elif isinstance(event, events.ConnectionIdRetired):
+                sink.on_cid(event.connection_id, False)
+
+    def transmit(self, now: float) -> Sequence[Datagram]:
+        core = self._quic._core
+        if core is None:
+            return ()
+        datagrams = []
+        poll = core.poll_transmit  # datagrams_to_send() parses every header again for its log
+        while (datagram := poll(now)) is not None:
+            datagrams.append((datagram[0], datagram[1]))
+        return datagrams
+
+    def timer(self) -> float | None:
+        return self._quic.get_timer()
+
+    def on_timer(self, now: float) -> None:
+        self._quic.handle_timer(now)
+
+    def open_stream(self) -> int:
+        return self._quic._open_stream()
+
+    def write(self, stream: int, data: memoryview, fin: bool) -> None:
+        self._quic.send_stream_data(stream, data, fin)
+
+    def abort(self, stream: int, code: int) -> None:
+        for stop in (self._quic.reset_stream, self._quic.stop_stream):
+            try:
+                stop(stream, code)
+            except Exception:  # the stream is over, or the connection
+                continue
+
+    def buffered_bytes(self) -> int:
+        core = self._quic._core
+        return 0 if core is None else core.get_send_buffer_size() + core.bytes_in_flight
+
+    def ping(self) -> None:
+        self._quic.send_ping(0)
+
+    def close(self, code: int, reason: str) -> None:
+        self._quic.close(error_code=code, reason_phrase=reason)
+
+    def peer_certificate(self) -> bytes | None:
+        certificate = self._quic.get_peercert()
+        return None if certificate is None else certificate.public_bytes()
+
+    def binding(self) -> bytes:
+        return self._secrets.binding()
