@@ -1,0 +1,152 @@
+"""What a connection may do: made by HELLO, renewed by newer grants, asked before each message.
+
+    admitted --grant--> granted --renewed each heartbeat--> granted --past its end--> reads only (15 min) --> nothing
+        any --revoked | session ended | closed--> closed (the registry tells the transport)
+
+Invariants:
+1. What is not listed below is for nodes and metadata servers only: a new message is refused to clients until somebody
+   decides otherwise.
+2. Nodes and metadata servers act by the role in their certificate and need no grant; a client touches a node only
+   under a grant, and never with more than certificate and grant both allow.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+
+from trivium.cluster import wire
+from trivium.cluster.errors import Unavailable
+from trivium.cluster.identity.refusals import NotAdmitted, Reason
+from trivium.cluster.identity.statements import ALL_POOLS, Certificate, Grant, Right, Role
+from trivium.cluster.identity.trust import READS_GO_ON_S, Trust
+
+ATTRIBUTE = "access"  # key in Peer.attributes
+
+NODE_RIGHTS: dict[str, Right] = {
+    "read": Right.READ,
+    "open": Right.READ,
+    "verify": Right.READ,
+    "log_stat": Right.READ,
+    "log_read": Right.READ,
+    "put": Right.WRITE,
+    "quarantine": Right.WRITE,
+    "log_create": Right.WRITE,
+    "log_append": Right.WRITE,
+    "log_seal": Right.WRITE,
+}
+"""Node messages (by tag) that a client may send, and the right that each needs."""
+
+
+@dataclass(slots=True)
+class Access:
+    """Lives as long as its connection."""
+
+    trust: Trust
+    certificate: Certificate | None  # None: a joiner, who may join and nothing else
+    grant: Grant | None = None
+    closed: str = ""  # why, once it must not do anything any more
+
+    @property
+    def member(self) -> bytes:
+        return self.certificate.member if self.certificate is not None else b""
+
+    @property
+    def session(self) -> int:
+        return self.grant.session if self.grant is not None else 0
+
+    @property
+    def by_role(self) -> bool:
+        return self.certificate is not None and self.certificate.has(Role.NODE, Role.METADATA)
+
+    def holder(self) -> Certificate:
+        """Somebody of the cluster, not revoked; NotAdmitted for a joiner."""
+        if self.closed:
+            raise NotAdmitted(Reason.REVOKED, self.closed)
+        if self.certificate is None:
+            raise NotAdmitted(Reason.UNKNOWN_KEY, "this key is not of the cluster yet: a joiner may only join")
+        self.trust.check_member(self.certificate.member)
+        return self.certificate
+
+    def renew(self, statement: bytes) -> None:
+        """A newer grant arrived on the open connection."""
+        found = self.trust.grant(statement, self.holder())
+        if self.grant is not None and found.session == self.grant.session and found.issued_ns < self.grant.issued_ns:
+            return
+        self.grant = found
+
+    def allow_node(self, body: bytes) -> None:
+        """May this node message be executed? NotAdmitted: no. Unavailable: not before the grant is renewed."""
+        certificate = self.holder()
+        if self.by_role:
+            return
+        tag = tag_of(body)
+        right = NODE_RIGHTS.get(tag)
+        if right is None:
+            raise NotAdmitted(Reason.MISSING_RIGHT, f"{tag or 'this message'} is for nodes and metadata servers only")
+        grant = self._alive(right)
+        if not right & grant.rights & certificate.rights:
+            raise NotAdmitted(Reason.MISSING_RIGHT, f"{certificate.name} has no right to {_verb(right)}")
+        if tag == "put":
+            _check_puts(body)
+
+    def _alive(self, right: Right) -> Grant:
+        grant = self.grant
+        if grant is None:
+            raise NotAdmitted(Reason.NO_GRANT, "a client reaches a node with a grant of the metadata server only")
+        self.trust.check_session(grant.session)
+        if self.trust.past(grant.expires_ns):
+            if right is not Right.READ:
+                raise Unavailable("the grant has ended: writes wait until a heartbeat has renewed it")
+            if self.trust.past(grant.expires_ns, READS_GO_ON_S):
+                raise NotAdmitted(Reason.EXPIRED, "the grant ended more than 15 minutes ago")
+        return grant
+
+    def allow_pool(self, pool: int) -> None:
+        certificate = self.holder()
+        allowed = certificate.pools if self.grant is None else common(certificate.pools, self.grant.pools)
+        if not in_pools(pool, allowed):
+            raise NotAdmitted(Reason.OTHER_POOL, f"the key of {certificate.name} is not for pool {pool}")
+
+    def require(self, right: Right) -> None:
+        """For metadata messages: the certificate's own rights."""
+        certificate = self.holder()
+        if right & Right(certificate.rights) != right:
+            raise NotAdmitted(Reason.MISSING_RIGHT, f"{certificate.name} has no right to {_verb(right)}")
+
+
+def in_pools(pool: int, allowed: tuple[int, ...]) -> bool:
+    return allowed == ALL_POOLS or pool in allowed
+
+
+def common(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
+    if one == ALL_POOLS:
+        return other
+    if other == ALL_POOLS:
+        return one
+    return tuple(pool for pool in one if pool in other)
+
+
+def tag_of(body: bytes) -> str:
+    """The tag of a message without decoding the rest: an array of at most 15 fields whose first is a short string."""
+    if len(body) >= 2 and body[0] & 0xF0 == 0x90 and body[1] & 0xE0 == 0xA0:
+        return bytes(body[2 : 2 + (body[1] & 0x1F)]).decode("ascii", "replace")
+    try:  # other encodings of the same: rare, and never from our own encoder
+        found = msgspec.msgpack.decode(body)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return ""
+    return found[0] if isinstance(found, list) and found and isinstance(found[0], str) else ""
+
+
+def _check_puts(body: bytes) -> None:
+    try:
+        request = wire.decode_node_request(body)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        raise NotAdmitted(Reason.MALFORMED, "this is no message to a node") from None
+    if isinstance(request, wire.PutShards) and any(put.replace or put.reserve_class > 1 for put in request.puts):
+        raise NotAdmitted(Reason.MISSING_RIGHT, "only nodes and metadata servers heal shards or use their reserve")
+
+
+def _verb(right: Right) -> str:
+    return (right.name or "do that").lower().replace("admin", "administer")
