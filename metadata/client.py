@@ -84,6 +84,7 @@ class MetadataClient:
         self._over = trio.Event()  # this life is over
         self.life = 0  # sessions that have ended so far; `call(life=…)` sends nothing under a later one
         self._incarnation = b""
+        self.latencies: Callable[[], tuple[tuple[str, int, float], ...]] = tuple  # of this client's chunk calls
         self._answered_s = float("-inf")  # boot time at which the last answered heartbeat was sent
         self._beat_s = float("-inf")  # the same, whether or not leases came with it
         self._lapsed = True
@@ -211,7 +212,8 @@ class MetadataClient:
         """One heartbeat. True: send another at once (what an earlier server granted has just been dropped)."""
         sent_s = self._clock.boot_s()
         given_up = self._counters.take_given_up()
-        beat = messages.Heartbeat(session, self._counters.floor, given_up, self._oldest_read_seq(), self._incarnation)
+        beat = messages.Heartbeat(session, self._counters.floor, given_up, self._oldest_read_seq(), self._incarnation,
+                                  self.latencies())  # fmt: skip
         with trio.move_on_after(max(patience_s, self._lease_left_s())) as scope:  # _watch_lapse looks at the time
             answer = await self._send(beat)
         if scope.cancelled_caught or isinstance(answer, Unavailable):

@@ -828,6 +828,7 @@ class Heartbeat(Message, tag="heartbeat", frozen=True):
     given_up: tuple[int, ...] = ()
     oldest_read_seq: int = 0  # 0 = none is running
     incarnation: bytes = b""  # of the server whose leases it holds: another one's have all been dropped here
+    latencies: tuple[tuple[str, int, float], ...] = ()  # kind, calls, p99 in s of its own chunk calls since the last
 
 
 class Pulse(Message, tag="pulse", frozen=True):
