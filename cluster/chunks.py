@@ -18,6 +18,7 @@ import trio
 
 from trivium.cluster.background import Background
 from trivium.cluster.catalog import Catalog
+from trivium.cluster.clientlatency import ClientLatency
 from trivium.cluster.clock import Executor, Random
 from trivium.cluster.errors import NotFound, Refused
 from trivium.cluster.gather import Gatherer
@@ -49,6 +50,7 @@ class Chunks:
         executor: Executor,
     ) -> None:
         self._catalog = catalog
+        self.latency = ClientLatency()
         self._background = Background()
         self._ledger = Ledger(catalog)
         self._known = PlacedCache()
@@ -87,8 +89,14 @@ class Chunks:
         if not pieces:
             return Stored((), ())
         order = Order(pool, int(kind), lease, reserve_class)
-        limit = order.limit(self._chunk_size(pool))
-        size = sum(piece.size for piece in pieces)
+        began, size = trio.current_time(), sum(piece.size for piece in pieces)
+        stored = await self._put(order, pieces, size)
+        if not reserve_class:  # compacting and dumps are nobody's waiting
+            self.latency.add("put", size, trio.current_time() - began)
+        return stored
+
+    async def _put(self, order: Order, pieces: Sequence[PieceData], size: int) -> Stored:
+        limit = order.limit(self._chunk_size(order.pool))
         if size < SMALL and len(pieces) <= len(pack(pieces, limit)[0]):
             written, refs = await self._gatherer(order, limit).put(pieces, size)
             return Stored(refs, (written.new,))
@@ -225,7 +233,10 @@ class Chunks:
 
     async def _read(self, ref: Ref, placed: Placed) -> memoryview:
         staged = self._ledger.find(ref.chunk) is not None
-        return await self._reader.read(placed, ref.offset, ref.length, staged=staged)
+        began = trio.current_time()
+        data = await self._reader.read(placed, ref.offset, ref.length, staged=staged)
+        self.latency.add("get", ref.length, trio.current_time() - began)
+        return data
 
     async def _locate(self, chunks: tuple[ChunkId, ...]) -> list[Placed]:
         rows = list(await self._catalog.locate(chunks))

@@ -91,6 +91,7 @@ class MetadataClient:
         self._incarnation = b""
         self._holds: list[int] = []  # open inodes that the present server has not been told of
         self._told = trio.Event()  # set while there are none: a Release must not overtake them
+        self.latencies: Callable[[], tuple[tuple[str, int, float], ...]] = tuple  # of this client's chunk calls
         self._answered_s = float("-inf")  # boot time at which the last answered heartbeat was sent
         self._beat_s = float("-inf")  # the same, whether or not leases came with it
         self._lapsed = True
@@ -239,6 +240,7 @@ class MetadataClient:
             self._oldest_read_seq(),
             b"" if left else self._incarnation,  # the new server goes on once it knows all of them
             holds,
+            self.latencies(),
         )
         with trio.move_on_after(max(patience_s, self._lease_left_s())) as scope:  # _watch_lapse looks at the time
             answer = await self._send(beat)

@@ -1,7 +1,7 @@
 """Makes the pool whole: the one scheduler of repair. Nodes' shards are rebuilt by a Mover; rows say what is to do.
 
 Repair work is a query, never an event: chunks whose row lists missing shards, or whose group has a drive that is out
-or removed; those with the least redundancy first. One chunk's repair:
+or removed, by risk (repairqueue); so it goes on after a crash where it was. One chunk's repair:
 
     read row -> plan (a record: target group, plan_seq) -> rebuild the places that differ -> commit (a record)
 
@@ -11,16 +11,16 @@ Invariants:
    cannot remove them and an older plan cannot overwrite them.
 3. The commit applies only if the row still has the group and plan_seq that were planned; drives that have gone out
    meanwhile count as missing.
-4. A place whose drive is away stays listed as missing and is tried again; healing never waits for one drive while
+4. What a chunk leaves on drives that are not removed is queued for collecting by the transaction that moves it.
+5. A place whose drive is away stays listed as missing and is tried again; healing never waits for one drive while
    others can be made whole. Without a drive outside the group it waits, and says so.
 """
 
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+import math
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -30,15 +30,20 @@ import trio
 from trivium.cluster import placement
 from trivium.cluster.errors import ClusterError
 from trivium.cluster.model import ChunkId, ClusterMap, Group, Placed
-from trivium.metadata import chunkrows, queue
+from trivium.metadata import chunkrows, queue, repairqueue
+from trivium.metadata.progress import Progress
 from trivium.metadata.tx import Reader, Tx
 
 log = logging.getLogger(__name__)
 
+NO_DRIVE = "healing waits: there is no drive outside the group with room; replace or add one"
 BATCH = 256  # rows of one look at the repair query
 IN_FLIGHT = 24  # chunks rebuilt side by side: their plans and commits share records
 IN_FLIGHT_BYTES = 12 << 20  # and the bytes of data that they are together, unless it is one
-IDLE_S = 5.0  # between looks when nothing is to do or nothing can be done
+IDLE_S = 1.0  # between looks when nothing is to do or nothing can be done: a partial write waits no longer
+LOOK_S = 2.0  # after so long the classes are counted anew: a greater risk goes first
+LOOK_SHARE = 10  # and counting takes at most a tenth of the time
+FORGET_S = 30.0  # what could not be healed is tried again after so long
 
 
 class Rebuilder(Protocol):
@@ -53,68 +58,12 @@ class Transactions(Protocol):
     async def do(self, execute: Callable[[Tx], Any]) -> Any: ...
 
 
-@dataclass(slots=True)
-class Progress:
-    """Since the pool was last whole. `rate` in bytes/s of healed chunk data."""
-
-    done: int = 0
-    left: int = 0
-    bytes_done: int = 0
-    began_s: float = field(default_factory=time.monotonic)
-    waiting: str = ""
-
-    def report(self) -> dict[str, Any]:
-        elapsed = max(time.monotonic() - self.began_s, 1e-3)
-        pace = self.done / elapsed
-        return {
-            "done": self.done,
-            "total": self.done + self.left,
-            "rate": self.bytes_done / elapsed,
-            "seconds_left": self.left / pace if pace and self.left else None if self.left else 0.0,
-            "waiting": self.waiting,
-        }
-
-
 def gone_drives(cluster_map: ClusterMap) -> frozenset[bytes]:
     return frozenset(drive.id for drive in cluster_map.drives if drive.reason in chunkrows.GONE)
 
 
 def count_to_repair(reader: Reader) -> int:
-    row = reader.one(f"SELECT count(*) FROM chunks c WHERE {_lacking(reader)}")
-    assert row is not None
-    return int(row[0])
-
-
-def broken_groups(reader: Reader) -> list[int]:
-    """Groups with a drive that is out or removed."""
-    gone = {row[0] for row in reader.all("SELECT id FROM drives WHERE reason IN ('out', 'removed')")}
-    if not gone:
-        return []
-    rows = reader.all("SELECT id, drives FROM groups")
-    return [number for number, drives in rows if not gone.isdisjoint(chunkrows.split_drives(drives))]
-
-
-def _lacking(reader: Reader) -> str:
-    """SQL condition on chunks c: shards are missing, or lie on a drive that is gone."""
-    return f"(c.missing != 0 OR c.group_id IN ({','.join(map(str, broken_groups(reader)))}))"
-
-
-def to_repair(reader: Reader, limit: int = BATCH, skip: frozenset[ChunkId] = frozenset()) -> list[Placed]:
-    """Chunks that lack shards, those with the least redundancy first."""
-    rows = reader.all(
-        f"SELECT c.session, c.counter FROM chunks c WHERE {_lacking(reader)}"
-        " AND NOT EXISTS (SELECT 1 FROM queue q WHERE q.kind = 1 AND q.session = c.session AND q.counter = c.counter)"
-        f" LIMIT {limit + len(skip)}"
-    )
-    chunks = (ChunkId(*row) for row in rows)
-    found = [placed for chunk in chunks if chunk not in skip and (placed := chunkrows.placed_of(reader, chunk))]
-    gone = {row[0] for row in reader.all("SELECT id FROM drives WHERE reason IN ('out', 'removed')")}
-    return sorted(found, key=lambda placed: _redundancy(placed, gone))[:limit]
-
-
-def _redundancy(placed: Placed, gone: Iterable[bytes]) -> int:
-    lost = sum(1 for i, drive in enumerate(placed.group.drives) if placed.missing >> i & 1 or drive in gone)
-    return placed.group.m - lost
+    return repairqueue.count(reader)[0]
 
 
 def target_drives(group: Group, cluster_map: ClusterMap, usable: frozenset[bytes]) -> tuple[bytes, ...] | None:
@@ -135,7 +84,8 @@ def target_drives(group: Group, cluster_map: ClusterMap, usable: frozenset[bytes
 
 
 class Healer:
-    """`usable` answers drives that are up and have room for healing. `changed` wakes it at once."""
+    """`usable` answers drives that are up and have room for healing. `changed` wakes it at once. `moving`: chunks with
+    a plan under way, whose files no inventory may take for orphans."""
 
     def __init__(
         self,
@@ -154,43 +104,91 @@ class Healer:
         self._usable = usable
         self._wake = trio.Event()
         self.progress = Progress()
+        self.moving: set[ChunkId] = set()
         self._forget = forget
+        self._failed: set[ChunkId] = set()
+        self._failed_since = 0.0
 
     def changed(self) -> None:
         self._wake.set()
 
     async def run(self) -> None:
         while True:
-            healed = await self._pass()
-            if not healed:
+            self._wake = trio.Event()
+            if not await self.look():
                 with trio.move_on_after(IDLE_S):
                     await self._wake.wait()
-                self._wake = trio.Event()
 
     async def report(self) -> dict[str, Any]:
         """Progress with a fresh count of what is left."""
-        self.progress.left = await self._read(count_to_repair)
-        if not self.progress.left:
-            self.progress.waiting = ""
-        return self.progress.report()
+        self.progress.counted(*await self._read(repairqueue.count))
+        return self.progress.report(trio.current_time())
 
-    async def _pass(self) -> int:
-        """One look at the repair query; answers how many chunks were made whole."""
-        self.progress.left = await self._read(count_to_repair)
-        if not self.progress.left:
+    @property
+    def busy(self) -> bool:
+        """Whether anything lacks shards, as last counted: others make way."""
+        return bool(self.progress.left)
+
+    # ---- order ----------------------------------------------------------------------------------------------
+
+    async def look(self) -> int:
+        """Heal what is at the greatest risk, for a while; answers how many chunks were made whole."""
+        began = trio.current_time()
+        if not await self._read(repairqueue.anything):
             if self.progress.done:
                 log.info("healed %d chunks: whole", self.progress.done)
             self.progress = Progress()
+            self._failed.clear()
             return 0
-        self.progress.waiting = ""
-        tried: frozenset[ChunkId] = frozenset()
+        found: list[repairqueue.RiskClass] = await self._read(repairqueue.classes)
+        counted_s = trio.current_time() - began
+        until = trio.current_time() + max(LOOK_S, LOOK_SHARE * counted_s)
+        self.progress.counted(sum(one.chunks for one in found), sum(one.size_bytes for one in found))
+        if trio.current_time() - self._failed_since > FORGET_S or self._wake.is_set():
+            self._failed.clear()
+            self._failed_since = trio.current_time()
+        waiting = ""
         healed = 0
-        while work := await self._read(partial(to_repair, limit=BATCH, skip=tried)):
-            tried |= frozenset(placed.chunk for placed in work)
-            healed += await self._heal_all(work)
+        for one in found:
+            if why := self.obstacle(one):
+                waiting = waiting or why
+                continue
+            healed += await self._heal_class(one, until)
+            if self._over(until):
+                break
+        self.progress.waiting = "" if healed else waiting
         return healed
 
-    async def _heal_all(self, work: list[Placed]) -> int:
+    def obstacle(self, one: repairqueue.RiskClass) -> str:
+        """Why nothing of a class can be healed now, "" when something can."""
+        usable = self._usable()
+        drives = target_drives(one.group, self._map(), usable)
+        if drives is None:
+            return NO_DRIVE
+        wanted = [i for i, drive in enumerate(drives) if drive != one.group.drives[i] or one.missing >> i & 1]
+        if wanted and not any(drives[i] in usable for i in wanted):
+            names = {row.id: row.name for row in self._map().drives}
+            away = ", ".join(sorted({names.get(drives[i], drives[i].hex()) for i in wanted}))
+            return f"healing waits for drive {away} to come back: bring it back, or: trivium drive replace"
+        return ""
+
+    async def _heal_class(self, one: repairqueue.RiskClass, until: float) -> int:
+        healed = 0
+        after = ChunkId(0, 0)
+        while not self._over(until):
+            rows: list[Placed] = await self._read(partial(repairqueue.page, one=one, after=after, limit=BATCH))
+            if not rows:
+                break
+            after = rows[-1].chunk
+            healed += await self._heal_all([row for row in rows if row.chunk not in self._failed], until)
+        return healed
+
+    def _over(self, until: float) -> bool:
+        return self._wake.is_set() or trio.current_time() >= until
+
+    # ---- chunks ---------------------------------------------------------------------------------------------
+
+    async def _heal_all(self, work: list[Placed], until: float = math.inf) -> int:
         healed = chunks = size = 0
         ended = trio.lowlevel.ParkingLot()
 
@@ -198,9 +196,9 @@ class Healer:
             nonlocal healed, chunks, size
             if await self._heal(placed):
                 healed += 1
-                self.progress.done += 1
-                self.progress.left -= 1
-                self.progress.bytes_done += placed.length
+                self.progress.advance(placed.length, trio.current_time())
+            else:
+                self._failed.add(placed.chunk)
             chunks, size = chunks - 1, size - placed.length
             ended.unpark_all()
 
@@ -208,6 +206,8 @@ class Healer:
             for placed in work:
                 while chunks == IN_FLIGHT or (chunks and size + placed.length > IN_FLIGHT_BYTES):
                     await ended.park()
+                if self._over(until):
+                    break
                 chunks, size = chunks + 1, size + placed.length
                 nursery.start_soon(one, placed)
         return healed
@@ -216,8 +216,13 @@ class Healer:
         """Plan, rebuild, commit one chunk; False when it is not whole yet."""
         drives = target_drives(placed.group, self._map(), self._usable())
         if drives is None:
-            self.progress.waiting = "healing waits: there is no drive outside the group with room; replace or add one"
+            self.progress.waiting = NO_DRIVE
             return False
+        return await self.relocate(placed, drives)
+
+    async def relocate(self, placed: Placed, drives: tuple[bytes, ...]) -> bool:
+        """Bring a chunk to these drives; False when it is not whole there. What it leaves is queued for collecting."""
+        self.moving.add(placed.chunk)
         try:
             planned: tuple[Group, int] | None = await self._do(lambda tx: plan(tx, placed, drives))
             if planned is None:
@@ -228,6 +233,8 @@ class Healer:
         except ClusterError as error:
             log.warning("chunk %s is not healed yet: %s", placed.chunk, error)
             return False
+        finally:
+            self.moving.discard(placed.chunk)
         self._forget((placed.chunk,))
         return missing == 0
 
@@ -264,7 +271,7 @@ def target_group(tx: Tx, group: Group, drives: tuple[bytes, ...]) -> Group:
 
 def commit(tx: Tx, placed: Placed, target: Group, seq: int, lacking: int) -> int | None:
     """Place the chunk, without the indices `lacking`. Answers what is missing now, None when the row was changed."""
-    gone = {row[0] for row in tx.all("SELECT id FROM drives WHERE reason IN ('out', 'removed')")}
+    gone = repairqueue.gone(tx)
     missing = sum(1 << i for i, drive in enumerate(target.drives) if lacking >> i & 1 or drive in gone)
     if target.profile.width - missing.bit_count() < min(target.k, target.profile.width):
         return None
@@ -273,4 +280,8 @@ def commit(tx: Tx, placed: Placed, target: Group, seq: int, lacking: int) -> int
         " WHERE session = ? AND counter = ? AND group_id = ? AND plan_seq = ?",
         *(target.id, missing, placed.chunk.session, placed.chunk.counter, placed.group.id, seq),
     )
-    return missing if changed else None
+    if not changed:
+        return None
+    left = sum(1 << i for i, drive in enumerate(placed.group.drives) if drive != target.drives[i])
+    queue.left_behind(tx, placed.chunk, placed.group.drives, left)
+    return missing

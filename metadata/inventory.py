@@ -68,11 +68,12 @@ def named_places(reader: Reader, drive: bytes) -> set[Place]:
     return places
 
 
-async def collect_orphans(do: Do, found: Survey) -> int:
-    """Queue files that nobody names and nobody will; answers how many."""
+async def collect_orphans(do: Do, found: Survey, moving: Collection[ChunkId] = ()) -> int:
+    """Queue files that nobody names and nobody will; answers how many. `moving`: chunks with a plan under way, whose
+    new places no row names yet; looked at inside the transaction, after which a plan only can begin."""
 
     def execute(tx: Tx, places: list[tuple[ChunkId, int, bytes]]) -> int:
-        return sum(queue.add_orphan(tx, *place) for place in places)
+        return sum(queue.add_orphan(tx, *place) for place in places if place[0] not in moving)
 
     count = 0
     for start in range(0, len(found.unnamed), PAGE):

@@ -829,6 +829,7 @@ class Heartbeat(Message, tag="heartbeat", frozen=True):
     oldest_read_seq: int = 0  # 0 = none is running
     incarnation: bytes = b""  # of the server whose leases it holds: another one's have all been dropped here
     holds: tuple[int, ...] = ()  # inodes that are open here, told to a new server before it goes on (as by Hold)
+    latencies: tuple[tuple[str, int, float], ...] = ()  # kind, calls, p99 in s of its own chunk calls since the last
 
 
 class Pulse(Message, tag="pulse", frozen=True):

@@ -105,6 +105,7 @@ async def connect_pool(
             raise Unavailable(f"no pool answers on {socket_path(data_dir)} (is `trivium up` running?)")
         nodes.update(metadata.map(), metadata.down)
         chunks = Chunks(metadata, nodes, cluster=metadata.cluster, random=rng, executor=executor)
+        metadata.latencies = chunks.latency.take
         background = trio.CancelScope()
 
         async def run_chunks() -> None:

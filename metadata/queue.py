@@ -91,9 +91,7 @@ def add_orphan(tx: Tx, chunk: ChunkId, index: int, drive: bytes) -> bool:
     return queued[0] == kind and _add_place(tx, chunk, kind, list(split_drives(queued[1])), queued[2], index, drive)
 
 
-def _add_place(
-    tx: Tx, chunk: ChunkId, kind: int, drives: list[bytes], pending: int, index: int, drive: bytes
-) -> bool:
+def _add_place(tx: Tx, chunk: ChunkId, kind: int, drives: list[bytes], pending: int, index: int, drive: bytes) -> bool:
     """One more file of a chunk that is queued already (an orphan has a file on each of its drives)."""
     drives += [bytes(16)] * (index + 1 - len(drives))
     if pending >> index & 1:
@@ -119,6 +117,17 @@ def _key(chunk: ChunkId) -> tuple[int, int]:
 def placed_again(tx: Tx, chunk: ChunkId) -> None:
     """A plan is about to place shards of a living chunk: no queued delete of an older place may hit them."""
     tx.run("DELETE FROM queue WHERE kind = 3 AND session = ? AND counter = ?", chunk.session, chunk.counter)
+
+
+def left_behind(tx: Tx, chunk: ChunkId, drives: Sequence[bytes], places: int) -> None:
+    """A living chunk has been placed elsewhere: its old places (bits of `places`) hold copies of an older plan, which
+    go, but for those on drives that are removed. What was queued before is of places that it has now, or of orphans."""
+    placed_again(tx, chunk)
+    rows = tx.all("SELECT id FROM drives WHERE reason != 'removed'")
+    known = {row[0] for row in rows}
+    pending = sum(1 << i for i, drive in enumerate(drives) if places >> i & 1 and drive in known)
+    if pending:
+        _insert(tx, LEFTOVER, *_key(chunk), b"".join(drives), b"", pending=pending)
 
 
 def drive_removed(tx: Tx, drive: bytes) -> None:

@@ -109,6 +109,7 @@ class MetadataServer:
         self.recalls = Recalls(self.leases, timeout_s=timeout_s, on_silent=self.end_session)
         self.readers = Readers(path, executor=executor, clock=clock, count=readers)
         self.admin_commands: dict[str, AdminCommand] = {"engine": self._engine_status}
+        self.on_latencies: Callable[[int, tuple[tuple[str, int, float], ...]], None] = lambda session, samples: None
         self._grace_over = trio.Event()
         self._suspected: dict[int, int] = {}  # sessions that may have died just now: how often to look for a proof
         self._alarm = trio.Event()
@@ -327,6 +328,8 @@ class MetadataServer:
         session = self.sessions.get(beat.session)
         session.heard = self._clock.boot_s()
         session.oldest_read_seq = beat.oldest_read_seq
+        if beat.latencies:
+            self.on_latencies(beat.session, beat.latencies)
         if beat.floor > session.floor or beat.given_up:
             await self._settled(session, beat)
         if beat.holds:

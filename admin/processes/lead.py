@@ -33,6 +33,7 @@ from trivium.cluster.log import LogOptions, LogParts, LogWriter
 from trivium.cluster.logplan import LogOwner, choose_drives
 from trivium.cluster.model import ClusterMap, Root
 from trivium.cluster.model import Leader as LeaderRow
+from trivium.cluster.pacing import FLOOR_BYTES_S
 from trivium.cluster.root import DriveRegister, RootChain
 from trivium.cluster.rootplan import choose_root_drives, swap_voter
 from trivium.cluster.takeover import takeover
@@ -69,6 +70,7 @@ class Leader:
         self._writer_executor = writer_executor or ThreadExecutor(1)
         self._log_options = log_options or LogOptions()
         self.formed_now = substrate.forming
+        self.heal_floor_bytes_s = FLOOR_BYTES_S  # of healing, rebalancing and scrub, however slow clients are
         self.on_credential: Callable[[str], None] = lambda access_key: None
         self.starter = substrate.random.randbytes(16)
         self.register = DriveRegister(substrate.router, [drive.id for drive in substrate.map.drives], self.starter)

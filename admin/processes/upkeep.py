@@ -19,6 +19,7 @@ from trivium.cluster.errors import ClusterError
 from trivium.cluster.log import LogParts
 from trivium.cluster.model import DumpEntry, Group, NewChunk, Placed, Root
 from trivium.cluster.mover import Mover
+from trivium.cluster.pacing import Pacer
 from trivium.metadata import chunkrows, fsck, inventory, queue
 from trivium.metadata.collect_loop import CollectLoop
 from trivium.metadata.compact_loop import CompactLoop
@@ -42,8 +43,12 @@ class CountingLog(ClusterLog):
 
     appended_bytes = 0
 
+    observe: Callable[[float, str], None] = staticmethod(lambda seconds, kind: None)
+
     async def append(self, record: Record) -> None:
+        began = trio.current_time()
         await super().append(record)
+        self.observe(trio.current_time() - began, "log")
         self.appended_bytes += len(record.payload) + 128
 
 
@@ -67,10 +72,14 @@ class Upkeep:
     def __init__(self, leader: Leader, metalog: CountingLog, log_parts: LogParts) -> None:
         self._leader, self._log_parts = leader, log_parts
         substrate = leader.substrate
+        self.pacer = Pacer(leader.heal_floor_bytes_s)
+        metalog.observe = leader.chunks.latency.also = self.pacer.observe
+        leader.server.on_latencies = self._observe
         mover = Mover(
             substrate.router,
             cluster=substrate.cluster,
             executor=substrate.executor,
+            pace=self.pacer,
             drives=lambda: [drive.id for drive in substrate.map.drives if drive.reason != "removed"],
         )
         self.healer = Healer(
@@ -177,13 +186,18 @@ class Upkeep:
             await trio.sleep(STOCK_PERIOD_S)
             found = await self._survey()
             await inventory.list_empty(self._leader.server.writer.do, found)
-            count = await inventory.collect_orphans(self._leader.server.writer.do, found)
+            count = await inventory.collect_orphans(self._leader.server.writer.do, found, self.healer.moving)
             log.info("inventory: %d empty places, %d orphans", len(found.empty), count)
 
     async def _survey(self) -> inventory.Survey:
         usable = self._leader.substrate.watch.usable()
         drives = [drive.id for drive in self._leader.server.map.drives if not drive.reason and drive.id in usable]
         return await inventory.survey(self._leader.read, self._leader.substrate.router, drives, self.dumper.held())
+
+    def _observe(self, session: int, samples: tuple[tuple[str, int, float], ...]) -> None:
+        """What a client process says of its own calls."""
+        for kind, calls, p99_s in samples:
+            self.pacer.observe_p99(f"{kind} of {session:016x}", calls, p99_s)
 
     # ---- parts ------------------------------------------------------------------------------------------------
 

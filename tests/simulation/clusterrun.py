@@ -165,7 +165,7 @@ class Run:
             with suppress(ClusterError), trio.move_on_after(10):
                 survey = await leader.upkeep._survey()
                 await inventory.list_empty(leader.server.writer.do, survey)
-                await inventory.collect_orphans(leader.server.writer.do, survey)
+                await inventory.collect_orphans(leader.server.writer.do, survey, leader.upkeep.healer.moving)
 
     # ---- proofs -----------------------------------------------------------------------------------------------
 
@@ -201,7 +201,7 @@ class Run:
         for _ in range(3):
             survey = await leader.upkeep._survey()
             await inventory.list_empty(leader.server.writer.do, survey)
-            await inventory.collect_orphans(leader.server.writer.do, survey)
+            await inventory.collect_orphans(leader.server.writer.do, survey, leader.upkeep.healer.moving)
             await trio.sleep(30)
         survey = await leader.upkeep._survey()
         assert not survey.unnamed, f"{len(survey.unnamed)} files are left that nothing names: {survey.unnamed[:3]}"

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import pytest
-import trio
 
 from tests.fakes.pool import Pool, run
 from trivium.cluster.errors import ChunkLost, Refused, Unavailable
 from trivium.cluster.model import Group, Placed, Ref
 from trivium.cluster.mover import places_to_write
-from trivium.cluster.pacing import Pacer
 from trivium.cluster.scrub import Scrub
 from trivium.cluster.shardfile import verify_file
 from trivium.cluster.wire import PutShards
@@ -189,23 +187,6 @@ def test_too_few_sources() -> None:
         pool.nodes.down.add(row.group.drives[4])
         with pytest.raises(Unavailable):
             await pool.mover.rebuild(with_missing(row, 0b111), row.group, 5)
-
-    run(main)
-
-
-def test_healing_yields_to_clients_but_has_a_floor() -> None:
-    async def main() -> None:
-        pacer = Pacer(floor_bytes_s=1e6, ceiling_bytes_s=1e8)
-        for _ in range(100):
-            pacer.observe(0.001)
-        assert pacer.rate_bytes_s == 1e8
-        for _ in range(100):
-            pacer.observe(0.1)
-        assert pacer.rate_bytes_s == 1e6
-        began = trio.current_time()
-        for _ in range(11):
-            await pacer(1_000_000)
-        assert 9.9 < trio.current_time() - began < 10.1 and pacer.moved_bytes == 11_000_000
 
     run(main)
 
