@@ -211,7 +211,10 @@ class MetadataClient:
         """One heartbeat. True: send another at once (what an earlier server granted has just been dropped)."""
         sent_s = self._clock.boot_s()
         given_up = self._counters.take_given_up()
-        beat = messages.Heartbeat(session, self._counters.floor, given_up, self._oldest_read_seq(), self._incarnation)
+        counters = self._counters
+        beat = messages.Heartbeat(
+            session, counters.floor, given_up, self._oldest_read_seq(), self._incarnation, counters.top
+        )
         with trio.move_on_after(max(patience_s, self._lease_left_s())) as scope:  # _watch_lapse looks at the time
             answer = await self._send(beat)
         if scope.cancelled_caught or isinstance(answer, Unavailable):

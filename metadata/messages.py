@@ -828,6 +828,7 @@ class Heartbeat(Message, tag="heartbeat", frozen=True):
     given_up: tuple[int, ...] = ()
     oldest_read_seq: int = 0  # 0 = none is running
     incarnation: bytes = b""  # of the server whose leases it holds: another one's have all been dropped here
+    top: int = 0  # the highest chunk counter given so far: a drain waits for the floor to pass it
 
 
 class Pulse(Message, tag="pulse", frozen=True):

@@ -320,6 +320,7 @@ class MetadataServer:
         session = self.sessions.get(beat.session)
         session.heard = self._clock.boot_s()
         session.oldest_read_seq = beat.oldest_read_seq
+        session.beats, session.top = session.beats + 1, beat.top
         if beat.floor > session.floor or beat.given_up:
             await self._settled(session, beat)
         if beat.incarnation == self.incarnation:
