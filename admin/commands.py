@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import apsw
 
-from trivium.admin import drivecommands
+from trivium.admin import drivecommands, drivelife, report
+from trivium.admin.processes import drives
+from trivium.metadata import mapsettings
 from trivium.metadata.digest import digest
 from trivium.metadata.messages import Credential, MetadataError, SetCredential
 
@@ -30,6 +32,14 @@ def register_commands(leader: Leader, endpoints: dict[str, str]) -> None:
             "credential_list": commands.credential_list,
             "credential_set": commands.credential_set,
             "drive_replace": commands.drive_replace,
+            "drive_add": commands.drive_add,
+            "drive_drain": commands.drive_drain,
+            "drive_drain_report": commands.drive_drain_report,
+            "drive_drain_cancel": commands.drive_drain_cancel,
+            "drive_remove": commands.drive_remove,
+            "drive_weight": commands.drive_weight,
+            "drive_in": commands.drive_in,
+            "maintenance": commands.maintenance,
             "metadata_copy": commands.metadata_copy,
             "digest": commands.digest,
             "fsck": commands.fsck,
@@ -80,6 +90,43 @@ class Commands:
 
     async def drive_replace(self, arguments: dict[str, Any]) -> Any:
         return await drivecommands.replace_drive(self._leader, arguments["name"], arguments["path"])
+
+    async def drive_add(self, arguments: dict[str, Any]) -> Any:
+        leader = self._leader
+        name = arguments["name"] or drivecommands.next_name(leader)
+        path = arguments["path"]
+        path = drives.relative(leader.data, path) if path else f"drives/{name}"
+        row = await drivecommands.add_drive(leader, name, path)
+        return {"name": name, "path": drives.absolute(leader.data, path), "id": row.id.hex()}
+
+    async def drive_drain(self, arguments: dict[str, Any]) -> Any:
+        return await drivelife.drain_drive(self._leader, arguments["name"])
+
+    async def drive_drain_report(self, arguments: dict[str, Any]) -> Any:
+        return await drivelife.drain_report(self._leader, arguments["name"])
+
+    async def drive_drain_cancel(self, arguments: dict[str, Any]) -> Any:
+        return await drivelife.cancel_drain(self._leader, arguments["name"])
+
+    async def drive_remove(self, arguments: dict[str, Any]) -> Any:
+        answer = await drivelife.remove_drive(self._leader, arguments["name"])
+        return {"path": drives.absolute(self._leader.data, answer["path"])}
+
+    async def drive_weight(self, arguments: dict[str, Any]) -> Any:
+        return await drivelife.set_weight(self._leader, arguments["name"], float(arguments["weight"]))
+
+    async def drive_in(self, arguments: dict[str, Any]) -> Any:
+        return await drivelife.in_again(self._leader, arguments["name"])
+
+    async def maintenance(self, arguments: dict[str, Any]) -> Any:
+        """`seconds`: 0 off, -1 until it is turned off, None: only say. Answers the sentence."""
+        clock = self._leader.substrate.clock
+        seconds = arguments.get("seconds")
+        if seconds is not None:
+            until = clock.wall_ns() + int(seconds * 1e9) if seconds > 0 else mapsettings.FOREVER if seconds else 0
+            await drivelife.set_maintenance(self._leader, until)
+        until = self._leader.server.map.maintenance_until
+        return {"text": report.maintenance_text(until, clock.wall_ns()), "until_ns": until}
 
     async def metadata_copy(self, arguments: dict[str, Any]) -> Any:
         """A snapshot into a new file, mode 0600, for a process of its own to look into."""

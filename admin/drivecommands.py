@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from trivium.admin.drivelife import LEGAL_NAME
+from trivium.admin.naming import find_drive
 from trivium.admin.processes.drives import absolute, relative
-from trivium.cluster.errors import ClusterError
+from trivium.cluster import rootfile
+from trivium.cluster.errors import ClusterError, Refused
 from trivium.cluster.model import DriveRow
 from trivium.cluster.rootplan import swap_voter
 from trivium.cluster.wire import CloseDrive, FormatDrive
-from trivium.metadata import maprows, queue
+from trivium.metadata import maprows, mapsettings, queue
 from trivium.metadata.messages import MetadataError
 from trivium.metadata.tx import Tx
 
@@ -29,25 +33,64 @@ log = logging.getLogger(__name__)
 
 
 async def add_drive(leader: Leader, name: str, path: str) -> DriveRow:
-    """Make the empty directory `path` drive `name`. New groups use it; what is stored stays where it is."""
+    """Make the empty directory `path` drive `name`. New groups use it at once; what is stored stays where it is."""
+    if not LEGAL_NAME.fullmatch(name):
+        raise MetadataError("EINVAL", f"{name!r} is no name for a drive: letters, digits, . _ -, at most 32")
     if any(row.name == name and row.reason != "removed" for row in leader.server.map.drives):
-        raise MetadataError("EEXIST", f"there is a drive {name} already")
-    row = await _make(leader, name, path, domain=leader.server.map.drives[0].domain)
+        raise MetadataError("EEXIST", f"there is a drive {name} already; name another one with --name")
+    try:
+        row = await _make(leader, name, path, domain=_domain(leader))
+    except Refused as error:
+        raise MetadataError("ENOTEMPTY", str(error) + _what_is_there(leader, path)) from None
     await leader.change_map(lambda tx: maprows.put_drive(tx, row))
     await leader.substrate.watch.refresh()
+    await leader.server.groups.renew()
+    leader.upkeep.drives_changed()
+    log.info("drive %s is added at %s", name, path)
     return row
+
+
+def next_name(leader: Leader) -> str:
+    """d<n>, one above the highest that any drive ever had."""
+    numbers = [int(row.name[1:]) for row in leader.server.map.drives if re.fullmatch(r"d\d{1,6}", row.name)]
+    return f"d{max(numbers, default=-1) + 1}"
+
+
+def _domain(leader: Leader) -> str:
+    """Where this node's drives are."""
+    mine = [row for row in leader.server.map.drives if row.node == leader.substrate.node_id]
+    return (mine or leader.server.map.drives)[0].domain
+
+
+def _what_is_there(leader: Leader, path: str) -> str:
+    """A directory that is not empty may be a drive that the operator should know of."""
+    try:
+        with open(os.path.join(absolute(leader.data, path), "root"), "rb") as file:
+            head = rootfile.parse_head(file.read(rootfile.FILE_SIZE))
+    except (OSError, ClusterError):
+        return ""
+    row = next((row for row in leader.server.map.drives if row.id == head.drive), None)
+    if head.cluster != leader.substrate.cluster:
+        return ": it is a drive of another pool"
+    if row is None:
+        return ": it was a drive of this pool, which the map does not name any more; empty it first"
+    if row.reason == "removed":
+        return f": it is drive {row.name}, which was removed; empty the directory to use it again"
+    if absolute(leader.data, row.path) == absolute(leader.data, path):
+        return f": it is drive {row.name} of this pool"
+    return (
+        f": it says that it is drive {row.name}, which lies at {absolute(leader.data, row.path)}; a copy of a drive is "
+        "never taken in beside it"
+    )
 
 
 async def replace_drive(leader: Leader, name: str, path: str) -> dict[str, Any]:
     """Put a new drive at `path` (default: the old path) in the place of one that is lost."""
-    old = next((row for row in leader.server.map.drives if row.name == name and row.reason != "removed"), None)
-    if old is None:
-        names = ", ".join(row.name for row in leader.server.map.drives if row.reason != "removed")
-        raise MetadataError("ENOENT", f"there is no drive {name}; there are {names}")
+    old = find_drive(leader, name)
     await leader.substrate.watch.refresh()
     report = leader.substrate.watch.reports.get(old.id)
-    if report is not None and report.state in ("ok", "full"):
-        raise MetadataError("EBUSY", f"drive {name} is up: replace is for drives that are lost")
+    if report is not None and report.state in ("ok", "full") and old.reason != "out":
+        raise MetadataError("EBUSY", f"drive {name} is up: replace is for drives that are lost; drain empties it")
     target = relative(leader.data, path) if path else old.path
     _require_empty(absolute(leader.data, target))
     await _close(leader, old.id)
@@ -57,6 +100,7 @@ async def replace_drive(leader: Leader, name: str, path: str) -> dict[str, Any]:
         maprows.put_drive(tx, msgspec.structs.replace(old, reason="removed"))
         maprows.put_drive(tx, row)
         queue.drive_removed(tx, old.id)
+        mapsettings.note_out(tx, old.id, None)
 
     await leader.change_map(execute)
     await leader.substrate.watch.refresh()

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from trivium.admin import survival
+from trivium.admin import drivestates, survival
 from trivium.admin.survival import Place, Survival
-from trivium.cluster.model import ClusterMap, DriveState, Group
+from trivium.cluster.model import ClusterMap, Group
 from trivium.cluster.wire import DriveReport
+from trivium.metadata import mapsettings
 from trivium.metadata.chunkrows import split_drives
 from trivium.metadata.tx import Reader
 
 if TYPE_CHECKING:
     from trivium.admin.processes.lead import Leader
 
-NEAR_FULL = 0.80
 NO_CHUNKS = "no data chunks yet: what is stored so far lies in the metadata"
 
 
@@ -28,11 +28,19 @@ async def status(leader: Leader) -> dict[str, Any]:
     log = survival.of_members(leader.log.chain[-1].drives, 1, places)
     voters = leader.root.root_drives
     root = survival.of_members(voters, len(voters) // 2 + 1, places)
-    drives = [_drive(row, reports.get(row.id)) for row in cluster_map.drives if row.reason != "removed"]
-    wrong = [drive for drive in drives if drive["state"] not in ("up", "new")]
+    drains = await leader.upkeep.draining.report()
+    notes, used = await leader.read(lambda reader: (mapsettings.out_notes(reader), _used(spread)))
+    slow = leader.upkeep.slow_drives.in_words()
+    drives = [
+        drivestates.describe(row, reports.get(row.id), used, notes, drains, slow)
+        for row in cluster_map.drives
+        if row.reason != "removed"
+    ]
+    wrong = [drive for drive in drives if drive["state"] not in ("up", "new", "draining")]
     lacking = heal["total"] - heal["done"]
     whole = not wrong and not lacking and _unharmed(spread, places)
     sentences = _sentences(data, survival.weakest((log, root)), drives, heal, lacking)
+    sentences += _operator(leader, drives)
     return {
         "cluster": leader.substrate.cluster.hex(),
         "whole": whole,
@@ -41,6 +49,7 @@ async def status(leader: Leader) -> dict[str, Any]:
         "survives": {name: _fields(found) for name, found in (("data", data), ("log", log), ("root", root)) if found},
         "drives": drives,
         "heal": heal if lacking else None,
+        "maintenance": maintenance_text(cluster_map.maintenance_until, leader.substrate.clock.wall_ns()),
         "sessions": [
             {"client": session.client, "host": session.host, "id": f"{session.id:016x}"}
             for session in leader.server.sessions.all()
@@ -58,6 +67,35 @@ def _spread(reader: Reader) -> list[tuple[Group, int]]:
     return [(Group(row[0], row[1], row[2], row[3], split_drives(row[4]), row[5]), row[6]) for row in rows]
 
 
+def _used(spread: list[tuple[Group, int]]) -> frozenset[bytes]:
+    """Drives that chunks are on."""
+    return frozenset(drive for group, _ in spread for drive in group.drives)
+
+
+def maintenance_text(until_ns: int, now_ns: int) -> str:
+    if not mapsettings.is_maintenance(until_ns, now_ns):
+        return ""
+    rest = "until it is turned off"
+    if until_ns != mapsettings.FOREVER:
+        rest = f"for {-(-(until_ns - now_ns) // 60_000_000_000)} more minutes"
+    return f"maintenance {rest}: no drive is marked out (trivium maintenance off ends it)"
+
+
+def _operator(leader: Leader, drives: list[dict[str, Any]]) -> list[str]:
+    """What the operator began or must decide: maintenance, drains, drives that are out, slow or copied."""
+    cluster_map = leader.server.map
+    said = [maintenance_text(cluster_map.maintenance_until, leader.substrate.clock.wall_ns())]
+    for drive in drives:
+        if drive["state"] == "draining" or drive["slow"]:
+            said.append(f"drive {drive['name']}: {drive['text']}")
+        elif drive["state"] == "out":
+            name = drive["name"]
+            said.append(f"drive {name} is out ({drive['text']}): trivium drive replace {name}, or remove, or in")
+    for name in sorted(leader.upkeep.auto_out.held_back):
+        said.append(f"drive {name} stays in though it is silent: too many are out already for one more to be healed")
+    return [*filter(None, said), *leader.substrate.opened.copies]
+
+
 def _places(cluster_map: ClusterMap, reports: dict[bytes, DriveReport]) -> dict[bytes, Place]:
     places = {}
     for row in cluster_map.drives:
@@ -73,28 +111,6 @@ def _unharmed(spread: list[tuple[Group, int]], places: dict[bytes, Place]) -> bo
     return all(
         not missing and all(drive in places and places[drive].up for drive in group.drives) for group, missing in spread
     )
-
-
-def _drive(row: Any, report: DriveReport | None) -> dict[str, Any]:
-    if row.reason:
-        state = DriveState(row.reason)
-    elif report is None or report.state not in ("ok", "full"):
-        state = DriveState.DOWN
-    else:
-        state = DriveState.UP
-    text = (report.text if report else "no node reports it") if state is DriveState.DOWN else ""
-    if report is not None and report.state == "full":
-        text = "full: takes no new data"
-    return {
-        "name": row.name,
-        "id": row.id.hex(),
-        "state": state.value,
-        "text": text,
-        "path": row.path,
-        "domain": row.domain,
-        "bytes_total": report.bytes_total if report else row.bytes_total,
-        "bytes_free": report.bytes_free if report else 0,
-    }
 
 
 def _summary(cluster_map: ClusterMap, wrong: list[dict[str, Any]], lacking: int, whole: bool) -> str:
@@ -122,11 +138,8 @@ def _sentences(
     for drive in drives:
         if drive["state"] == "down":
             sentences.append(f"{_named(drive)}; bring it back, or: trivium drive replace {drive['name']}")
-        elif drive["bytes_total"] and drive["bytes_free"] < (1 - NEAR_FULL) * drive["bytes_total"]:
-            used = 100 - 100 * drive["bytes_free"] // drive["bytes_total"]
-            sentences.append(
-                f"drive {drive['name']} is {used} % full: at 85 % (and under 20 GiB free) it takes no new data"
-            )
+        elif drive["fill"] and drive["state"] in ("up", "new"):
+            sentences.append(f"drive {drive['name']} is {drive['fill']}")
     if lacking and heal["waiting"]:
         sentences.append(heal["waiting"])
     return sentences

@@ -60,6 +60,7 @@ class Chunks:
             catalog, nodes, cluster=cluster, random=random, executor=executor, background=self._background
         )
         self._shards = ShardReader(nodes, cluster=cluster, executor=executor)
+        self.paces = self._shards.paces  # which drives are slow for this process
         self._reader = ChunkReader(catalog, nodes, self._shards, executor=executor, background=self._background)
 
     async def run(self) -> None:

@@ -19,9 +19,11 @@ from trivium.cluster.wire import LogHead
 log = logging.getLogger(__name__)
 
 
-async def heal(parts: LogParts, writer: LogWriter, avoid: Collection[bytes]) -> int:
+async def heal(
+    parts: LogParts, writer: LogWriter, avoid: Collection[bytes], *, present: Collection[bytes] = ()
+) -> int:
     """Give every segment as many replicas as a new one would get, none on `avoid` (out, draining). Answers how many
-    segments still have too few."""
+    segments still have too few. Replicas on `present` (draining, among `avoid`) are left only for other ones."""
     wanted = len(parts.choose(b"", frozenset(avoid)))
     open_entry = writer.chain[-1]
     if set(open_entry.drives) & set(avoid) or len(open_entry.drives) < wanted:
@@ -30,7 +32,7 @@ async def heal(parts: LogParts, writer: LogWriter, avoid: Collection[bytes]) -> 
     for entry in writer.chain[:-1]:
         kept = tuple(drive for drive in entry.drives if drive not in avoid)
         if len(kept) < wanted or len(kept) < len(entry.drives):
-            short += not await _heal_closed(parts, writer, entry, kept, wanted, avoid)
+            short += not await _heal_closed(parts, writer, entry, kept, wanted, avoid, present)
     return short
 
 
@@ -41,6 +43,7 @@ async def _heal_closed(
     kept: tuple[bytes, ...],
     wanted: int,
     avoid: Collection[bytes],
+    present: Collection[bytes],
 ) -> bool:
     others = parts.choose(entry.segment, frozenset(avoid) | frozenset(entry.drives))
     good = list(kept)
@@ -52,12 +55,14 @@ async def _heal_closed(
             good.append(drive)
         except ClusterError as error:
             log.warning("log segment %s is not copied to %s: %s", entry.segment.hex(), drive.hex(), error)
+    whole = len(good) >= wanted
+    good += [drive for drive in entry.drives if drive in present and drive not in good][: max(0, wanted - len(good))]
     if not good:
         return False
     new = SegmentEntry(entry.segment, tuple(good), entry.first_seq, entry.last_seq)
     if new != entry:
         await writer.replace_closed(entry, new)
-    return len(good) >= wanted
+    return whole
 
 
 async def _copy(parts: LogParts, entry: SegmentEntry, target: bytes) -> None:

@@ -178,6 +178,7 @@ class ClusterMap(msgspec.Struct, frozen=True, array_like=True):
     drives: tuple[DriveRow, ...] = ()
     nodes: tuple[NodeRow, ...] = ()
     pools: tuple[PoolRow, ...] = ()
+    maintenance_until: int = 0  # no drive is marked out before this time (ns); -1: until it is turned off; 0: none
 
 
 class SegmentEntry(msgspec.Struct, frozen=True, array_like=True):

@@ -62,7 +62,13 @@ class ChunkReader:
         if not left:
             return layout.result(buffer)
         drives = placed.group.drives
-        trusted = [index for index in left if not placed.missing >> index & 1 and self._nodes.is_up(drives[index])]
+        trusted = [
+            index
+            for index in left
+            if not placed.missing >> index & 1
+            and self._nodes.is_up(drives[index])
+            and not self._shards.paces.is_slow(drives[index], trio.current_time())
+        ]
         read = RangeRead(
             self._shards,
             placed,
@@ -83,12 +89,13 @@ class ChunkReader:
         return layout.result(buffer)
 
     def _sources(self, placed: Placed) -> list[Source]:
-        """The group's places: present ones first, then those on drives that are up, then the nearest."""
-        nodes = self._nodes
+        """The group's places: present ones first, then those on drives that are up, not slow, then the nearest."""
+        nodes, paces, now_s = self._nodes, self._shards.paces, trio.current_time()
 
-        def rank(source: Source) -> tuple[bool, bool, bool, int]:
+        def rank(source: Source) -> tuple[bool, bool, bool, bool, int]:
             gone = bool(placed.missing >> source.index & 1)
-            return gone, not nodes.is_up(source.drive), not nodes.is_local(source.drive), source.index
+            slow = paces.is_slow(source.drive, now_s)
+            return gone, not nodes.is_up(source.drive), slow, not nodes.is_local(source.drive), source.index
 
         return sorted((Source(drive, index) for index, drive in enumerate(placed.group.drives)), key=rank)
 

@@ -20,8 +20,9 @@ from dataclasses import dataclass
 import trio
 
 from trivium.cluster.clock import Executor
+from trivium.cluster.drivepace import DrivePaces
 from trivium.cluster.erasure import shard_size
-from trivium.cluster.errors import ClusterError, Corrupt, Unavailable
+from trivium.cluster.errors import ClusterError, Corrupt, DriveFailed, Unavailable
 from trivium.cluster.latency import Latencies
 from trivium.cluster.model import BLOCK, SHARD_ALIGN, Placed
 from trivium.cluster.nodes import Nodes
@@ -85,6 +86,7 @@ class ShardReader:
         self._capacity = capacity
         self._opened: OrderedDict[Key, OpenedShard] = OrderedDict()
         self.latencies = Latencies()
+        self.paces = DrivePaces()
 
     # ---- what is open and in the page cache -----------------------------------------------------------------
 
@@ -134,11 +136,17 @@ class ShardReader:
     async def read(self, drive: bytes, placed: Placed, index: int, blocks: Blocks) -> memoryview:
         """Verified bytes of `blocks`. Raises NotFound, Corrupt, Unavailable, DriveFailed."""
         began = trio.current_time()
-        if self._nodes.is_local(drive):
-            data = await self._read_local(drive, placed, index, blocks)
-        else:
-            data = await self._read_remote(drive, placed, index, blocks)
-        self.latencies.add(trio.current_time() - began)
+        try:
+            if self._nodes.is_local(drive):
+                data = await self._read_local(drive, placed, index, blocks)
+            else:
+                data = await self._read_remote(drive, placed, index, blocks)
+        except (Corrupt, DriveFailed):
+            self.paces.error(drive, trio.current_time())
+            raise
+        now = trio.current_time()
+        self.latencies.add(now - began)
+        self.paces.add(drive, now - began, now)
         return data
 
     async def read_file(self, drive: bytes, placed: Placed, index: int) -> tuple[ShardHeader, memoryview]:

@@ -241,6 +241,7 @@ class MetadataClient:
             b"" if left else self._incarnation,  # the new server goes on once it knows all of them
             holds,
             self.latencies(),
+            self._counters.top,
         )
         with trio.move_on_after(max(patience_s, self._lease_left_s())) as scope:  # _watch_lapse looks at the time
             answer = await self._send(beat)

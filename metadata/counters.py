@@ -30,6 +30,10 @@ class Counters:
     def floor(self) -> int:
         return next(iter(self._unsettled), self._next)
 
+    @property
+    def top(self) -> int:
+        return self._next - 1
+
     def take_given_up(self) -> tuple[int, ...]:
         """Those not reported yet; `put_back_given_up` when the report did not arrive."""
         taken, self._given_up = tuple(self._given_up), []

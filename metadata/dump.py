@@ -115,6 +115,11 @@ class Dumper:
         """Chunks that named dumps, or one being written, are made of: never orphans."""
         return frozenset(self._held)
 
+    def drives(self) -> frozenset[bytes]:
+        """Drives that the root's dumps lie on (as far as they have been read)."""
+        named = {drive for entry in self._parts.root.dumps() for drive in entry.index.group.drives}
+        return frozenset(named | {drive for placed in self._held.values() for drive in placed.group.drives})
+
     async def load(self) -> None:
         """Learn what the root's dumps are made of. Nothing may be collected before. A dump that is lost for good is
         no reason to wait: another one is written soon. Unavailable: later again."""

@@ -90,6 +90,13 @@ class OpenGroups:
                 await self._close([group for group in full if group.id in self._groups])
             await self.refresh()
 
+    async def renew(self) -> None:
+        """Close all and open others: drives have been added or weighted anew, and shall be used at once."""
+        async with self._lock:
+            await self._close(list(self._groups.values()))
+            for pool in self._map().pools:
+                await self._fill(pool, frozenset())
+
     async def offer(self, pool: int, without: frozenset[bytes]) -> Group:
         """An open group of the pool that avoids `without`. NoSpace when there is no such drive set."""
         row = next((row for row in self._map().pools if row.id == pool), None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from trivium.cluster.model import ClusterMap, DriveRow, NodeRow, PoolRow
+from trivium.metadata import mapsettings
 from trivium.metadata.tx import Reader, Tx
 
 
@@ -22,6 +23,7 @@ def read_map(reader: Reader) -> ClusterMap:
             NodeRow(id, name, tuple(msgspec.msgpack.decode(addresses)), key) for id, name, addresses, key in nodes
         ),
         pools=tuple(PoolRow(*row) for row in pools),
+        maintenance_until=mapsettings.maintenance_until(reader),
     )
 
 

@@ -830,6 +830,7 @@ class Heartbeat(Message, tag="heartbeat", frozen=True):
     incarnation: bytes = b""  # of the server whose leases it holds: another one's have all been dropped here
     holds: tuple[int, ...] = ()  # inodes that are open here, told to a new server before it goes on (as by Hold)
     latencies: tuple[tuple[str, int, float], ...] = ()  # kind, calls, p99 in s of its own chunk calls since the last
+    top: int = 0  # the highest chunk counter given so far: a drain waits for the floor to pass it
 
 
 class Pulse(Message, tag="pulse", frozen=True):

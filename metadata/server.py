@@ -330,6 +330,7 @@ class MetadataServer:
         session.oldest_read_seq = beat.oldest_read_seq
         if beat.latencies:
             self.on_latencies(beat.session, beat.latencies)
+        session.beats, session.top = session.beats + 1, beat.top
         if beat.floor > session.floor or beat.given_up:
             await self._settled(session, beat)
         if beat.holds:

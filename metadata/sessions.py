@@ -45,6 +45,8 @@ class Session:
     slots: dict[int, Slot] = field(default_factory=dict)
     oldest_read_seq: int = 0
     map_version: int = -1  # last sent
+    beats: int = 0  # heartbeats answered in this life of the server
+    top: int = 0  # the highest chunk counter that it had given at the last one
     groups: tuple[int, ...] = ()
     ending: bool = False
     gone: trio.Event = field(default_factory=trio.Event)  # its end is durable

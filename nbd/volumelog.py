@@ -8,12 +8,13 @@ A writer that found no space stops; the next append takes the log over again, un
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import trio
 
-from trivium.cluster import logplan
+from trivium.cluster import logheal, logplan
 from trivium.cluster.clock import Random
 from trivium.cluster.errors import ClusterError, Fenced, NoSpace
 from trivium.cluster.log import LogOptions, LogParts, LogWriter
@@ -32,6 +33,9 @@ KIND_VOLUME = 2  # of a log
 RECORD_VOLUME = 3  # of a record
 SCHEMA = 1
 RESERVE_CLASS = 1
+KEEP_OFF_S = 5.0  # between looks whether a segment lies on a drive that is to be left
+
+log = logging.getLogger(__name__)
 
 
 class VolumeChain:
@@ -60,8 +64,16 @@ class VolumeChain:
 class ClusterLog:
     """VolumeLog over LogWriter."""
 
-    def __init__(self, parts: LogParts, volume: int, lease: int, writer: LogWriter | None) -> None:
+    def __init__(
+        self,
+        parts: LogParts,
+        volume: int,
+        lease: int,
+        writer: LogWriter | None,
+        leaving: Callable[[], tuple[frozenset[bytes], frozenset[bytes]]],
+    ) -> None:
         self._parts = parts
+        self._leaving = leaving
         self._volume = volume
         self._lease = lease
         self._writer = writer
@@ -78,13 +90,27 @@ class ClusterLog:
             await self._made.wait()
             assert self._writer is not None
             try:
-                await self._writer.run()
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._keep_off, self._writer)
+                    await self._writer.run()
+                    nursery.cancel_scope.cancel()
             except* NoSpace:
                 pass  # the next append tries again
             if self._closed:
                 return
             self._made = trio.Event()
             self._writer = None
+
+    async def _keep_off(self, writer: LogWriter) -> None:
+        """Leave drives that are draining or gone."""
+        while True:
+            await trio.sleep(KEEP_OFF_S)
+            avoid, present = self._leaving()
+            if any(not avoid.isdisjoint(entry.drives) for entry in writer.chain):
+                try:
+                    await logheal.heal(self._parts, writer, avoid, present=present)
+                except (ClusterError, MetadataError) as error:
+                    log.info("the log of volume %d keeps its drives for now: %s", self._volume, error)
 
     async def append(self, payloads: Sequence[Sequence[bytes | memoryview]]) -> int:
         records = [LogRecord(0, RECORD_VOLUME, SCHEMA, 0, 0, NO_HASH, b"".join(payload)) for payload in payloads]
@@ -120,13 +146,13 @@ class ClusterLogs:
         self._pool = pool
 
     async def take_over(self, state: VolumeState) -> tuple[ClusterLog, list[tuple[int, bytes | memoryview]]]:
-        parts = self._parts(state)
+        parts = self.parts(state)
         if not state.log:
-            return ClusterLog(parts, state.info.id, state.lease, None), []
+            return ClusterLog(parts, state.info.id, state.lease, None, self._leaving), []
         writer = await takeover(parts, lost=self._lost(state))
         first = writer.chain[0].first_seq
         records = [(record.seq, memoryview(record.payload)) async for record in writer.read(first)]
-        return ClusterLog(parts, state.info.id, state.lease, writer), [*records]
+        return ClusterLog(parts, state.info.id, state.lease, writer, self._leaving), [*records]
 
     async def read(self, state: VolumeState) -> AsyncIterator[bytes | memoryview]:
         """For a reader without lease: what the open segment's replicas hold now may not all be answered yet; a record
@@ -154,7 +180,8 @@ class ClusterLogs:
             raise error
         return min(ends)
 
-    def _parts(self, state: VolumeState) -> LogParts:
+    def parts(self, state: VolumeState) -> LogParts:
+        """What a writer of this volume's log is made of."""
         owner = LogOwner(KIND_VOLUME, volume_owner(state.info.id), self._metadata.session, state.lease)
         store = VolumeChain(self._metadata, state.info.name, state.info.id, state.lease)
         options = LogOptions(reserve_class=RESERVE_CLASS, remove_trimmed=False)
@@ -164,6 +191,12 @@ class ClusterLogs:
         cluster_map = self._metadata.map()
         up = [row.id for row in cluster_map.drives if self._nodes.is_up(row.id)]
         return logplan.choose_drives(cluster_map, up, self._replicas(cluster_map), segment, avoid)
+
+    def _leaving(self) -> tuple[frozenset[bytes], frozenset[bytes]]:
+        """Drives that must not keep a segment: all of them, and those of them that still have theirs."""
+        rows = self._metadata.map().drives
+        draining = frozenset(row.id for row in rows if row.reason == "draining")
+        return draining | {row.id for row in rows if row.reason in ("out", "removed")}, draining
 
     def _replicas(self, cluster_map: ClusterMap) -> int:
         return next((pool.m + 1 for pool in cluster_map.pools if pool.id == self._pool), 3)

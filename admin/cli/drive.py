@@ -16,7 +16,7 @@ from trivium.admin.errors import CommandError
 
 @click.group()
 def drive() -> None:
-    """List and replace drives; look into drive directories."""
+    """List, add, drain, remove and replace drives; look into drive directories."""
 
 
 for _command in (drivedir.inspect, drivedir.verify, drivedir.export):
@@ -27,7 +27,10 @@ for _command in (drivedir.inspect, drivedir.verify, drivedir.export):
 @click.option("--json", "as_json", is_flag=True, help="One JSON array.")
 @connect_option
 def list_(as_json: bool, data: DataDir) -> None:
-    """List drives: name, state, space, where it is, what is wrong."""
+    """List drives: name, state, space, fill, weight, where it is, why it is so.
+
+    States: new (nothing on it yet), up, down (does not answer), out (its data is healed elsewhere), draining.
+    """
     import json
 
     rows = run(_drives, data)
@@ -36,7 +39,9 @@ def list_(as_json: bool, data: DataDir) -> None:
         return
     for row in rows:
         space = f"{show_size(row['bytes_free']):>10} free of {show_size(row['bytes_total']):>10}"
-        click.echo(f"{row['name']:<6} {row['state']:<9} {space}  {row['path']}  {row['text']}".rstrip())
+        space += f" {row['percent_used']:>3} %"
+        line = f"{row['name']:<6} {row['state']:<9} {space}  weight {row['weight']:<4g} {row['path']}  {row['text']}"
+        click.echo(line.rstrip())
 
 
 @drive.command("replace")

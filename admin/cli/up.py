@@ -159,6 +159,8 @@ def _banner(directory: DataDir, facts: dict[str, Any]) -> str:
         f"  blocks     trivium volume create{connect} NAME SIZE; trivium nbd serve{connect} --socket PATH",
         f"  look       trivium status{connect}",
     ]
+    if facts.get("note"):
+        lines.append(f"  note       {facts['note']}")
     return "\n".join(lines)
 
 

@@ -39,6 +39,7 @@ class Opened:
     absent: list[DriveReport] = field(default_factory=list)
     newest: Root | None = None
     reasons: dict[str, str] = field(default_factory=dict)  # path -> why nothing there was opened
+    copies: list[str] = field(default_factory=list)  # sentences about second directories of one drive, left alone
 
 
 def absolute(data: DataDir, path: str) -> str:
@@ -106,7 +107,7 @@ def open_drives(data: DataDir, files: FileOps, cluster: bytes, node: bytes) -> O
         if row.reason != "removed" and path not in seen and path not in reasons:
             _try(files, path, cluster, seen, reasons)
     known = {row.id: row for row in rows if row.reason != "removed"}
-    _leave_copies(data, seen, known, reasons)
+    _leave_copies(data, seen, known, opened)
     for store in seen.values():
         if opened.newest is None or store.drive in known:
             opened.stores.append(store)
@@ -121,7 +122,7 @@ def open_drives(data: DataDir, files: FileOps, cluster: bytes, node: bytes) -> O
     return opened
 
 
-def _leave_copies(data: DataDir, seen: dict[str, Store], known: dict[bytes, DriveRow], reasons: dict[str, str]) -> None:
+def _leave_copies(data: DataDir, seen: dict[str, Store], known: dict[bytes, DriveRow], opened: Opened) -> None:
     """A drive that lies at several paths is the one at the map's path; the copies are left alone, and named. When none
     of them lies there nobody knows which is the newer one: the drive stays down until the operator has decided."""
     by_drive: dict[bytes, list[str]] = {}
@@ -137,9 +138,11 @@ def _leave_copies(data: DataDir, seen: dict[str, Store], known: dict[bytes, Driv
                 seen.pop(path).close()
         if at_home in paths:
             others = ", ".join(path for path in paths if path != at_home)
-            log.warning("drive %s lies at %s; its copies are left alone: %s", row.name, at_home, others)
+            opened.copies.append(f"drive {row.name} lies at {at_home}; its copies are left alone: {others}")
+            log.warning("%s", opened.copies[-1])
         else:
-            reasons[at_home] = f"several directories say that they are this drive ({', '.join(paths)}): leave one"
+            where = ", ".join(paths)
+            opened.reasons[at_home] = f"several directories say that they are this drive ({where}): leave one"
 
 
 def _newest(stores: Iterable[Store]) -> Root | None:

@@ -22,12 +22,13 @@ import trio
 from trivium.admin import credentials, report
 from trivium.admin.datadir import DataDir
 from trivium.admin.errors import CommandError
+from trivium.admin.naming import with_names
 from trivium.admin.processes.substrate import Substrate
 from trivium.admin.processes.upkeep import CountingLog, Upkeep
 from trivium.admin.room import room
 from trivium.cluster.chunks import Chunks
 from trivium.cluster.clock import Executor, ThreadExecutor
-from trivium.cluster.errors import ClusterError
+from trivium.cluster.errors import ClusterError, Corrupt, Refused, Unavailable
 from trivium.cluster.liveness import LeaderLease
 from trivium.cluster.log import LogOptions, LogParts, LogWriter
 from trivium.cluster.logplan import LogOwner, choose_drives
@@ -89,7 +90,10 @@ class Leader:
     async def begin(self, low: trio.Nursery, env: Credential | None) -> None:
         """Claim, take over, recover. `low` outlives the server: it runs the log."""
         await self._claim()
-        self.log = await takeover(self._log_parts(), lost=self.substrate.watch.down())
+        try:
+            self.log = await takeover(self._log_parts(), lost=self.substrate.watch.down())
+        except (Unavailable, Corrupt, Refused) as error:
+            raise type(error)(with_names(str(error), self.root.map.drives)) from None
         await low.start(self.log.run)
         await low.start(self.register.run)
         metalog = self._metalog = CountingLog(self.log)
@@ -216,10 +220,15 @@ class Leader:
         try:
             await self.register.claim()
         except ClusterError as error:
-            away = "; ".join(f"{drive.path}: {drive.text}" for drive in substrate.watch.reports.values() if drive.text)
-            raise CommandError(f"the pool cannot start: {error}. {away or 'Bring the drives back.'}") from None
+            text = with_names(str(error), substrate.map.drives)
+            raise CommandError(f"the pool cannot start: {text}. {self._away()}") from None
         await self.register.change(lambda root: msgspec.structs.replace(root, leader=me))
         substrate.follow(self.root.map)
+
+    def _away(self) -> str:
+        reports = self.substrate.watch.reports.values()
+        away = "; ".join(f"{drive.path}: {drive.text}" for drive in reports if drive.text)
+        return away or "Bring the drives back."
 
     @property
     def root(self) -> Root:
@@ -279,6 +288,9 @@ class Leader:
         gone = {row.id for row in self.server.map.drives if row.reason in ("out", "removed")}
         return self.substrate.watch.down() | gone
 
+    def draining_drives(self) -> frozenset[bytes]:
+        return frozenset(row.id for row in self.server.map.drives if row.reason == "draining")
+
     async def change_map(self, execute: Callable[[Any], Any]) -> Any:
         """Change rows of the map; the root's copy follows at once."""
         value = await self.server.change_map(execute)
@@ -287,15 +299,24 @@ class Leader:
         await self.register.change(lambda root: msgspec.structs.replace(root, map=cluster_map))
         return value
 
-    async def grow(self, drives: int | None) -> None:
-        """A larger --drives at a later start adds directories."""
-        have = [drive for drive in self.server.map.drives if drive.reason != "removed"]
-        if drives is None or drives <= len(have):
-            return
+    async def grow(self, drives: int | None) -> str:
+        """A larger --drives at a later start adds directories that no drive ever had. Answers what is to be said."""
+        rows = self.server.map.drives
+        have = sum(1 for row in rows if row.reason != "removed")
+        if drives is None:
+            return ""
+        if drives < have:
+            return (
+                f"the pool has {have} drives: --drives {drives} is left out of account "
+                "(trivium drive drain, then trivium drive remove, take drives out)"
+            )
         from trivium.admin.drivecommands import add_drive
 
-        for number in range(len(have), drives):
-            await add_drive(self, f"d{number}", f"drives/d{number}")
+        ever = {row.name for row in rows}
+        names = [f"d{number}" for number in range(drives) if f"d{number}" not in ever]
+        for name in names[: drives - have]:
+            await add_drive(self, name, f"drives/{name}")
+        return ""
 
     # ---- credentials and status -----------------------------------------------------------------------------
 

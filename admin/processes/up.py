@@ -86,8 +86,8 @@ async def _serve(options: UpOptions, cluster: ClusterFile, listeners: list[trio.
                 async with trio.open_nursery() as top:
                     top.start_soon(_stop_on_signal, top.cancel_scope)
                     await leader.work(top, env)
-                    await leader.grow(options.drives)
-                    await _serve_faces(options, leader, listeners, ready, top)
+                    note = await leader.grow(options.drives)
+                    await _serve_faces(options, leader, listeners, ready, top, note)
                 middle.cancel_scope.cancel()
             await leader.stop()
             low.cancel_scope.cancel()
@@ -199,7 +199,12 @@ def _handler(leader: Leader) -> Callable[..., Any]:
 
 
 async def _serve_faces(
-    options: UpOptions, leader: Leader, listeners: list[trio.SocketListener], ready: Ready, nursery: trio.Nursery
+    options: UpOptions,
+    leader: Leader,
+    listeners: list[trio.SocketListener],
+    ready: Ready,
+    nursery: trio.Nursery,
+    note: str = "",
 ) -> None:
     from trivium.s3.gateway import Gateway
 
@@ -231,5 +236,8 @@ async def _serve_faces(
     }
     if leader.formed_now and os.isatty(1):
         facts["secret_key"] = credential.secret_key
+    if note:
+        facts["note"] = note
+        log.warning("%s", note)
     log.info("up: %s", report["summary"])
     ready(facts)

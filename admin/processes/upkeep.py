@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import trio
 
+from trivium.admin.autoout import AutoOut
+from trivium.admin.draining import Draining
 from trivium.admin.processes.scrubbing import Scrubbing
+from trivium.admin.slowdrives import SlowDrives
 from trivium.cluster import logheal
 from trivium.cluster.errors import ClusterError
 from trivium.cluster.log import LogParts
@@ -89,6 +92,9 @@ class Upkeep:
             cluster_map=lambda: leader.server.map,
             usable=substrate.watch.usable,
         )
+        self.draining = Draining(leader, mover)
+        self.auto_out = AutoOut(leader)
+        self.slow_drives = SlowDrives(leader)
         self.dumper = Dumper(
             DumpParts(
                 str(leader.data.metadata / "trivium.db"),
@@ -115,6 +121,7 @@ class Upkeep:
         )
         self.scrubbing = Scrubbing(leader)
         self._log_wake = trio.Event()
+        self._stock_wake = trio.Event()
 
     async def start(self, nursery: trio.Nursery) -> None:
         for loop in (
@@ -125,15 +132,23 @@ class Upkeep:
             self._dump,
             self._stock,
             self.scrubbing.run,
+            self.draining.run,
+            self.auto_out.run,
+            self.slow_drives.run,
         ):
             nursery.start_soon(loop)
 
     def drives_changed(self, *, dump: bool = False) -> None:
         """Drives have come or gone; `dump`: one is lost, so the dumps on it are written anew."""
         self.healer.changed()
+        self.draining.changed()
         self._log_wake.set()
         if dump:
             self.dumper.asked.set()
+
+    def take_stock(self) -> None:
+        """A drive has come back: look what lies there."""
+        self._stock_wake.set()
 
     async def fsck(self, drives: bool) -> list[dict[str, str]]:
         """Findings of the metadata's invariants; with `drives` also of what lies on them."""
@@ -171,7 +186,8 @@ class Upkeep:
             await self._log_wake.wait()
             self._log_wake = trio.Event()
             try:
-                short = await logheal.heal(self._log_parts, self._leader.log, self._leader.lost_drives())
+                lost, leaving = self._leader.lost_drives(), self._leader.draining_drives()
+                short = await logheal.heal(self._log_parts, self._leader.log, lost | leaving, present=leaving - lost)
             except ClusterError as error:
                 log.warning("the log is not healed yet: %s", error)
                 short = 1
@@ -183,7 +199,9 @@ class Upkeep:
     async def _stock(self) -> None:
         """Once an hour: orphans of crashed puts are collected, empty places are healed."""
         while True:
-            await trio.sleep(STOCK_PERIOD_S)
+            with trio.move_on_after(STOCK_PERIOD_S):
+                await self._stock_wake.wait()
+            self._stock_wake = trio.Event()
             found = await self._survey()
             await inventory.list_empty(self._leader.server.writer.do, found)
             count = await inventory.collect_orphans(self._leader.server.writer.do, found, self.healer.moving)
