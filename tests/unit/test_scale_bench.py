@@ -5,10 +5,10 @@ from __future__ import annotations
 import random
 
 import pytest
-
 from bench import durability, placementsim
-from bench.scale import compare, measurefrom trivium.cluster.model import Profile
+from bench.scale import compare, measure
 
+from trivium.cluster.model import Profile
 
 POOLS = [(10, (2, 1)), (10, (4, 2)), (100, (1, 2)), (100, (4, 2)), (100, (8, 4))]
 
