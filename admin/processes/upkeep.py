@@ -65,9 +65,9 @@ class RootDumps:
 
 class Upkeep:
     def __init__(self, leader: Leader, metalog: CountingLog, log_parts: LogParts) -> None:
-        self._leader, self._log_parts = leader, log_parts
+        self._leader, self.log_parts = leader, log_parts
         substrate = leader.substrate
-        mover = Mover(
+        mover = self.mover = Mover(
             substrate.router,
             cluster=substrate.cluster,
             executor=substrate.executor,
@@ -162,7 +162,7 @@ class Upkeep:
             await self._log_wake.wait()
             self._log_wake = trio.Event()
             try:
-                short = await logheal.heal(self._log_parts, self._leader.log, self._leader.lost_drives())
+                short = await logheal.heal(self.log_parts, self._leader.log, self._leader.lost_drives())
             except ClusterError as error:
                 log.warning("the log is not healed yet: %s", error)
                 short = 1
