@@ -120,6 +120,10 @@ class Dumper:
         named = {drive for entry in self._parts.root.dumps() for drive in entry.index.group.drives}
         return frozenset(named | {drive for placed in self._held.values() for drive in placed.group.drives})
 
+    def places(self) -> tuple[Placed, ...]:
+        """Every chunk of the named dumps, for a scrub."""
+        return tuple(placed for chunks in self._index.values() for placed in chunks)
+
     async def load(self) -> None:
         """Learn what the root's dumps are made of. Nothing may be collected before. A dump that is lost for good is
         no reason to wait: another one is written soon. Unavailable: later again."""
@@ -273,9 +277,17 @@ async def restore(chunks: ChunkStore, entry: DumpEntry, path: str, executor: Exe
         raise Corrupt(f"the dump of record {entry.seq} does not have the digest that the root names")
 
 
+def decode_index(data: bytes | memoryview) -> Index:
+    """Corrupt, whatever the bytes are."""
+    try:
+        return _decode_index(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise Corrupt(f"the index of a dump cannot be decoded: {error}") from None
+
+
 async def read_index(chunks: ChunkStore, entry: DumpEntry) -> Index:
     placed = entry.index
-    index = _decode_index(await chunks.get(Ref(placed.chunk, 0, placed.length), placed=placed))
+    index = decode_index(await chunks.get(Ref(placed.chunk, 0, placed.length), placed=placed))
     if (index.seq, index.chain_hash, index.digest) != (entry.seq, entry.chain_hash, entry.digest):
         raise Corrupt(f"the index of the dump of record {entry.seq} is of another dump")
     return index

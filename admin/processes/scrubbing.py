@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from trivium.admin.processes.metascrub import scrub_metadata
 from trivium.cluster.errors import ClusterError
 from trivium.cluster.model import ChunkId, Placed
 from trivium.cluster.scrub import Scrub, ScrubProgress
@@ -38,6 +39,7 @@ class Scrubbing:
         self._total = 0
         self.hurried: ScrubProgress | None = None  # of the last pass that was asked for
         self._running = False
+        self._metadata: list[str] = []  # what the last pass found in dumps and log
 
     def now(self) -> None:
         """Begin a pass at once, unless one is running."""
@@ -55,7 +57,7 @@ class Scrubbing:
             "shards": progress.shards,
             "bytes": progress.size_bytes,
             "skipped": progress.skipped,
-            "findings": [f"shard {f.index} of chunk {f.chunk} is {f.what}" for f in progress.findings],
+            "findings": [f"shard {f.index} of chunk {f.chunk} is {f.what}" for f in progress.findings] + self._metadata,
         }
 
     async def run(self) -> None:
@@ -64,6 +66,7 @@ class Scrubbing:
             self._scrub = self._new()
             self._total = await self._leader.read(_count)
             try:
+                self._metadata = await scrub_metadata(self._leader)
                 progress = await self._scrub.run(self._rows(hurried))
             except ClusterError as error:
                 log.warning("the scrub goes on later: %s", error)

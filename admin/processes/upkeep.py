@@ -73,12 +73,12 @@ class RootDumps:
 
 class Upkeep:
     def __init__(self, leader: Leader, metalog: CountingLog, log_parts: LogParts) -> None:
-        self._leader, self._log_parts = leader, log_parts
+        self._leader, self.log_parts = leader, log_parts
         substrate = leader.substrate
         self.pacer = Pacer(leader.heal_floor_bytes_s)
         metalog.observe = leader.chunks.latency.also = self.pacer.observe
         leader.server.on_latencies = self._observe
-        mover = Mover(
+        mover = self.mover = Mover(
             substrate.router,
             cluster=substrate.cluster,
             executor=substrate.executor,
@@ -187,7 +187,7 @@ class Upkeep:
             self._log_wake = trio.Event()
             try:
                 lost, leaving = self._leader.lost_drives(), self._leader.draining_drives()
-                short = await logheal.heal(self._log_parts, self._leader.log, lost | leaving, present=leaving - lost)
+                short = await logheal.heal(self.log_parts, self._leader.log, lost | leaving, present=leaving - lost)
             except ClusterError as error:
                 log.warning("the log is not healed yet: %s", error)
                 short = 1

@@ -18,6 +18,7 @@ from trivium.cluster.wire import DriveReport
 
 FOLDERS = ("chunks", "log", "quarantine", "tmp")
 BALLAST = 16 << 20
+ROOT_SCRUB_REPORTS = 16  # every so many reports (32 s) the root file is read back
 
 
 class Store:
@@ -32,6 +33,7 @@ class Store:
         self.health = Health(files, os.path.basename(path) or drive.hex())
         self.health.probe = self.check
         self._ballast_freed = False
+        self._reports = 0
 
     shards: Shards
     logs: Logs
@@ -144,6 +146,9 @@ class Store:
         total = free = 0
         try:
             self.check()
+            self._reports += 1
+            if self._reports % ROOT_SCRUB_REPORTS == 0:
+                self.root.scrub()
             space = self._files.space(self._folders[""])
             total, free = space.total, space.free
             if free > 4 * BALLAST:

@@ -66,6 +66,29 @@ class RootCell:
                 self._write(new)
             return new
 
+    def scrub(self) -> bool:
+        """Read both slots back and write the value anew until neither has rotted. Answers whether one had."""
+        with self._lock:
+            for attempt in range(3):
+                if self._slot is None or not self._rotten(self._slot.generation):
+                    return attempt > 0
+                self._write(self._slot.value)
+        return True
+
+    def _rotten(self, generation: int) -> bool:
+        with self._health.reading("the root file"):
+            for one in (generation, generation + 1):
+                data = self._files.read(self._fd, rootfile.SLOT_SIZE, rootfile.slot_offset(one))
+                try:
+                    slot = rootfile.parse_slot(self._drive, data)
+                except Corrupt:
+                    if one == generation or any(data):
+                        return True
+                    continue
+                if one == generation and slot != self._slot:
+                    return True
+        return False
+
     def _current(self) -> Slot:
         if self._slot is None:
             raise Corrupt(self._broken)

@@ -43,6 +43,7 @@ class Segment:
     def state(self) -> LogState:
         with self._lock:
             self._usable()
+            self._check_head()
             return self._state()
 
     def append(self, first_seq: int, data: memoryview) -> None:
@@ -111,6 +112,12 @@ class Segment:
             raise NotFound(f"drive {self._health.name} does not have {self._what}")
         if self._hole:
             raise Corrupt(f"drive {self._health.name}: {self._what} has a hole after {self._last_seq}")
+
+    def _check_head(self) -> None:
+        """The head was read when the segment was opened; by now it may have rotted."""
+        _, head = logfile.parse_head(self._pread(0, HEAD_SIZE))
+        if head != self.head:
+            raise Corrupt(f"drive {self._health.name}: the head of {self._what} is another one's")
 
     def _state(self) -> LogState:
         return LogState(self.head, self._last_seq, self._last_hash, self.sealed, self._end)
