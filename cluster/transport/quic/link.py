@@ -207,7 +207,10 @@ class Link:
             self._writers.remove(stream)
         if self.over is None and not (stream.sent_all and stream.received_all):
             with self._guard():
-                self.engine.abort(stream.number, code)
+                if not stream.sent_all:
+                    self.engine.reset(stream.number, code)
+                if not stream.received_all:
+                    self.engine.stop(stream.number, code)
             if not self._turning:
                 self._driver.turn(self)
 
