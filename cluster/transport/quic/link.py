@@ -138,6 +138,7 @@ class Link:
         self._writers: deque[Stream] = deque()
         self._closing = False
         self._turning = False
+        self.ended = trio.Event()
         self.on_over: Callable[[], None] = lambda: None
         self.on_gone: Callable[[], None] = lambda: None  # nothing more will come of the engine
 
@@ -188,6 +189,7 @@ class Link:
             self._writers.clear()
             for stream in streams:
                 stream.fail(error)
+            self.ended.set()
             self.on_over()
 
     # ---- what streams call
