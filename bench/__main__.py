@@ -1,4 +1,4 @@
-"""python -m bench [files|blocks|objects|codec ...]: one JSON object on standard output, progress on standard error."""
+"""python -m bench [files|blocks|objects|codec|quic ...]: one JSON object on standard output, progress on standard error."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from bench import blocks, codec, files, objects
+from bench import blocks, codec, files, objects, quic
 from bench.pool import bench_pool
 
 
@@ -22,7 +22,7 @@ def say(text: str) -> None:
 
 
 def main(wanted: list[str]) -> None:
-    parts = wanted or ["codec", "files", "blocks", "objects"]
+    parts = wanted or ["codec", "quic", "files", "blocks", "objects"]
     out: dict[str, object] = {"cold": os.access("/proc/sys/vm/drop_caches", os.W_OK), "cores": os.cpu_count()}
     with tempfile.TemporaryDirectory(prefix="trivium-bench-", dir=os.environ.get("TRIVIUM_BENCH_DIR")) as directory:
         work = Path(directory)
@@ -31,6 +31,12 @@ def main(wanted: list[str]) -> None:
         if "codec" in parts:
             say("codec and disk alone")
             out["alone"] = codec.measure(local)
+        if "quic" in parts:
+            say("QUIC and TCP between two processes")
+            out["quic"] = quic.measure()
+        if not {"files", "blocks", "objects"} & set(parts):
+            print(json.dumps(out, indent=1))
+            return
         with bench_pool(work) as pool:
             if "files" in parts:
                 say("files: local disk, then the mount")

@@ -18,6 +18,7 @@ from trivium.cluster.errors import ClusterError, Fenced, NoSpace, Refused, Unava
 from trivium.cluster.transport.frames import Limits
 from trivium.cluster.transport.interface import Connection, EventSource, Handler, Peer, Reply
 from trivium.cluster.transport.memory import MemoryServer
+from trivium.cluster.transport.quic import QuicConnection, QuicServer, make_certificate
 from trivium.cluster.transport.unix import UnixConnection, UnixServer
 from trivium.cluster.wire import Service
 
@@ -45,7 +46,42 @@ async def unix(path: Path, handler: Handler, events: EventSource | None = None) 
         nursery.cancel_scope.cancel()
 
 
-@pytest.fixture(params=[memory, unix], ids=["memory", "unix"])
+CERTIFICATE = make_certificate()
+
+
+def quic(client: str, server: str) -> Any:
+    """QUIC on loopback, with these engines at its ends."""
+
+    @asynccontextmanager
+    async def transport(path: Path, handler: Handler, events: EventSource | None = None) -> AsyncIterator[Connection]:
+        listener = QuicServer("quic:127.0.0.1:0", CERTIFICATE, engine=server, limits=LIMITS)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(listener.serve, handler, events)
+            connection = QuicConnection(listener.address, [CERTIFICATE.pin], engine=client)
+            yield connection
+            await connection.aclose()
+            nursery.cancel_scope.cancel()
+
+    return transport
+
+
+ENGINES = ("aioquic", "qh3")
+QUIC = {f"quic-{client}-{server}": quic(client, server) for client in ENGINES for server in ENGINES}
+LOCAL = {"memory": memory, "unix": unix}
+ALL = LOCAL | QUIC
+
+
+@pytest.fixture(params=LOCAL.values(), ids=LOCAL.keys())
+def local(request: pytest.FixtureRequest, tmp_path: Path) -> Open:
+    return lambda *args: request.param(tmp_path, *args)
+
+
+@pytest.fixture(params=QUIC.values(), ids=QUIC.keys())
+def remote(request: pytest.FixtureRequest, tmp_path: Path) -> Open:
+    return lambda *args: request.param(tmp_path, *args)
+
+
+@pytest.fixture(params=ALL.values(), ids=ALL.keys())
 def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Open:
     return lambda *args: request.param(tmp_path, *args)
 
@@ -165,10 +201,11 @@ def test_limits_are_refused_in_words(opened: Open) -> None:
 
 
 def test_a_cancelled_request_is_safe_and_its_handler_runs_to_its_end(opened: Open) -> None:
-    go, finished = trio.Event(), trio.Event()
+    began, go, finished = trio.Event(), trio.Event(), trio.Event()
 
     async def handler(peer: Peer, service: int, body: bytes, payload: memoryview) -> Reply:
         if body == b"slow":
+            began.set()
             await go.wait()
             finished.set()
             return Reply(b"late answer", b"x" * 100_000, (os.open("/dev/null", os.O_RDONLY),))
@@ -176,9 +213,11 @@ def test_a_cancelled_request_is_safe_and_its_handler_runs_to_its_end(opened: Ope
 
     async def main() -> None:
         async with opened(handler) as connection:
-            with trio.move_on_after(0.01) as scope:
-                await connection.request(Service.NODE, b"slow")
-            assert scope.cancelled_caught
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(connection.request, Service.NODE, b"slow")
+                await began.wait()
+                nursery.cancel_scope.cancel()
+            assert nursery.cancel_scope.cancelled_caught
             assert (await connection.request(Service.NODE, b"next")).body == b"next"
             before = len(os.listdir("/proc/self/fd"))
             go.set()
@@ -190,7 +229,24 @@ def test_a_cancelled_request_is_safe_and_its_handler_runs_to_its_end(opened: Ope
     run(main)
 
 
-def test_descriptors_are_passed_and_belong_to_the_receiver(opened: Open, tmp_path: Path) -> None:
+def test_a_transport_between_hosts_passes_no_descriptors(remote: Open) -> None:
+    async def handler(peer: Peer, service: int, body: bytes, payload: memoryview) -> Reply:
+        assert not peer.local and peer.address.startswith("quic:127.0.0.1:")
+        return Reply(b"body", b"payload", (os.open("/dev/null", os.O_RDONLY),) * body[0])
+
+    async def main() -> None:
+        async with remote(handler) as connection:
+            assert not connection.local
+            await connection.request(Service.NODE, b"\0")
+            before = set(os.listdir("/proc/self/fd"))
+            reply = await connection.request(Service.NODE, b"\1")
+            assert (reply.body, bytes(reply.payload), reply.fds) == (b"body", b"payload", ())  # type: ignore[arg-type]
+            assert set(os.listdir("/proc/self/fd")) == before  # the handler's were closed
+
+    run(main)
+
+
+def test_descriptors_are_passed_and_belong_to_the_receiver(local: Open, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"contents")
 
     async def handler(peer: Peer, service: int, body: bytes, payload: memoryview) -> Reply:
@@ -198,7 +254,7 @@ def test_descriptors_are_passed_and_belong_to_the_receiver(opened: Open, tmp_pat
         return Reply(b"", b"p" * 50_000, tuple(os.open(tmp_path / "file", os.O_RDONLY) for _ in range(body[0])))
 
     async def main() -> None:
-        async with opened(handler) as connection:
+        async with local(handler) as connection:
             await connection.request(Service.NODE, b"\0")
             before = set(os.listdir("/proc/self/fd"))
             reply = await connection.request(Service.NODE, b"\3")
@@ -211,7 +267,8 @@ def test_descriptors_are_passed_and_belong_to_the_receiver(opened: Open, tmp_pat
 
 def test_peer_is_authenticated_and_shared_by_a_connection(opened: Open) -> None:
     async def handler(peer: Peer, service: int, body: bytes, payload: memoryview) -> Reply:
-        assert peer.uid == os.getuid() and peer.gid == os.getgid() and peer.pid == os.getpid()
+        mine = (os.getuid(), os.getgid(), os.getpid()) if peer.local else (None, None, None)
+        assert (peer.uid, peer.gid, peer.pid) == mine
         peer.attributes["seen"] = int(peer.attributes.get("seen", 0)) + 1  # type: ignore[call-overload]
         await trio.lowlevel.checkpoint()
         return Reply(str(peer.attributes["seen"]).encode())
@@ -278,7 +335,7 @@ def test_an_event_source_that_fails_tells_its_subscriber(opened: Open) -> None:
     run(main)
 
 
-@pytest.mark.parametrize("transport", [memory, unix])
+@pytest.mark.parametrize("transport", ALL.values(), ids=ALL.keys())
 def test_a_server_that_goes_is_unavailable(transport: Any, tmp_path: Path) -> None:
     async def hang(peer: Peer, service: int, body: bytes, payload: memoryview) -> Reply:
         if body == b"hang":

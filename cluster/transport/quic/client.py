@@ -26,7 +26,6 @@ from trivium.cluster.transport.frames import (
     END,
     EVENTS,
     HELLO,
-
     Limits,
     as_views,
     error_of,
@@ -296,10 +295,10 @@ class QuicConnection:
             log.exception("the connection to %s failed", self.address)
             route.fail(Unavailable(f"the connection to {self.address} failed: {type(error).__name__}"))
         finally:
-            error = route.failure or Unavailable(f"the connection to {self.address} was closed")
-            route.fail(error)
+            ending = route.failure or Unavailable(f"the connection to {self.address} was closed")
+            route.fail(ending)
             if route.link is not None:
-                route.link.close(0, error, "closed")
+                route.link.close(0, ending, "closed")
             if udp is not None:
                 udp.close()
             route.gone.set()

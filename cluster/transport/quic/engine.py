@@ -58,8 +58,12 @@ class Engine(Protocol):
     def open_stream(self) -> int: ...
     def write(self, stream: int, data: memoryview, fin: bool) -> None: ...
 
-    def abort(self, stream: int, code: int) -> None:
-        """Reset what is still to be sent and ask the peer to stop sending. Harmless when the stream is over."""
+    def reset(self, stream: int, code: int) -> None:
+        """Send nothing more on the stream. Harmless when it is over."""
+        ...
+
+    def stop(self, stream: int, code: int) -> None:
+        """Ask the peer to send nothing more on the stream. Harmless when it is over."""
         ...
 
     def buffered_bytes(self) -> int:

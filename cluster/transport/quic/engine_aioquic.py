@@ -110,13 +110,15 @@ class AioquicEngine:
     def write(self, stream: int, data: memoryview, fin: bool) -> None:
         self._quic.send_stream_data(stream, data, fin)  # type: ignore[arg-type]
 
-    def abort(self, stream: int, code: int) -> None:
+    def reset(self, stream: int, code: int) -> None:
         known = self._quic._streams.get(stream)
-        if known is not None:
-            if not known.sender.is_finished:
-                self._quic.reset_stream(stream, code)
-            if not known.receiver.is_finished:
-                self._quic.stop_stream(stream, code)
+        if known is not None and not known.sender.is_finished:
+            self._quic.reset_stream(stream, code)
+
+    def stop(self, stream: int, code: int) -> None:
+        known = self._quic._streams.get(stream)
+        if known is not None and not known.receiver.is_finished:
+            self._quic.stop_stream(stream, code)
 
     def buffered_bytes(self) -> int:
         return sum(len(stream.sender._buffer) for stream in self._quic._streams.values())

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import ssl
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
 
 from qh3.quic import events
 from qh3.quic.configuration import QuicConfiguration
-from qh3.quic.connection import QuicConnection
+from qh3.quic.connection import QuicConnection, QuicConnectionError
 from qh3.quic.packet import QuicProtocolVersion
 
 from trivium.cluster.transport.quic.address import Endpoint
@@ -24,6 +26,25 @@ from trivium.cluster.transport.quic.engine import (
 )
 
 logging.getLogger("quic").setLevel(logging.ERROR)  # it warns of every orderly close
+
+
+class _Quic(QuicConnection):
+    """qh3 2.1 hands a datagram to its core packet by packet, and so forgets to credit a client whose padding follows
+    the packets (as aioquic's does) with the whole datagram. A server then runs out of what it may send before the
+    address is validated, and its packet builder fails. Here a datagram's first packet keeps the padding."""
+
+    _first = False
+
+    def receive_datagram(self, data: bytes, addr: Any, now: float) -> None:
+        self._first = not self._handshake_complete and not self._is_client
+        super().receive_datagram(data, addr, now)
+        self._first = False
+
+    def _call_core(self, operation: Callable[..., Any], *args: Any) -> Any:
+        if self._first and len(args) == 4 and isinstance(args[3], int):
+            self._first = False
+            args = (args[0].ljust(args[3], b"\0"), *args[1:])
+        return super()._call_core(operation, *args)
 
 
 class Qh3Engine:
@@ -46,10 +67,10 @@ class Qh3Engine:
             server_name="trivium",
         )
         if server is None:
-            self._quic = QuicConnection(configuration=configuration)
+            self._quic = _Quic(configuration=configuration)
         else:
             configuration.load_cert_chain(server.certificate_pem, server.key_pem)
-            self._quic = QuicConnection(
+            self._quic = _Quic(
                 configuration=configuration,
                 original_destination_connection_id=options.original_cid,
                 retry_source_connection_id=options.retry_cid,
@@ -105,12 +126,13 @@ class Qh3Engine:
     def write(self, stream: int, data: memoryview, fin: bool) -> None:
         self._quic.send_stream_data(stream, data, fin)
 
-    def abort(self, stream: int, code: int) -> None:
-        for stop in (self._quic.reset_stream, self._quic.stop_stream):
-            try:
-                stop(stream, code)
-            except Exception:  # the stream is over, or the connection
-                continue
+    def reset(self, stream: int, code: int) -> None:
+        with suppress(QuicConnectionError):  # the stream is over
+            self._quic.reset_stream(stream, code)
+
+    def stop(self, stream: int, code: int) -> None:
+        with suppress(QuicConnectionError):
+            self._quic.stop_stream(stream, code)
 
     def buffered_bytes(self) -> int:
         core = self._quic._core

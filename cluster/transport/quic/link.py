@@ -138,6 +138,7 @@ class Link:
         self._writers: deque[Stream] = deque()
         self._closing = False
         self._turning = False
+        self.ended = trio.Event()
         self.on_over: Callable[[], None] = lambda: None
         self.on_gone: Callable[[], None] = lambda: None  # nothing more will come of the engine
 
@@ -188,6 +189,7 @@ class Link:
             self._writers.clear()
             for stream in streams:
                 stream.fail(error)
+            self.ended.set()
             self.on_over()
 
     # ---- what streams call
@@ -207,7 +209,10 @@ class Link:
             self._writers.remove(stream)
         if self.over is None and not (stream.sent_all and stream.received_all):
             with self._guard():
-                self.engine.abort(stream.number, code)
+                if not stream.sent_all:
+                    self.engine.reset(stream.number, code)
+                if not stream.received_all:
+                    self.engine.stop(stream.number, code)
             if not self._turning:
                 self._driver.turn(self)
 

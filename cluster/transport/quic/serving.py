@@ -46,6 +46,7 @@ from trivium.cluster.wire import HEAD
 log = logging.getLogger(__name__)
 
 MAX_ERROR_TEXT_BYTES = 4096
+LINGER_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,9 +268,8 @@ class ServerLink(Link):
             if is_internal(error):
                 log.exception("the verifier failed")
             await self._answer_error(stream, error)
-            with trio.move_on_after(1.0):  # let the answer arrive; the client goes by itself
-                while self.over is None and self.engine.buffered_bytes():
-                    await trio.sleep(0.02)
+            with trio.move_on_after(LINGER_S):  # let the answer arrive: the client goes by itself
+                await self.ended.wait()
             self.close(VIOLATION, Refused("not admitted"), "not admitted")
             return
         if self.over is not None:
