@@ -38,7 +38,7 @@ from trivium.cluster.rootplan import choose_root_drives, swap_voter
 from trivium.cluster.takeover import takeover
 from trivium.cluster.transport.interface import Connection
 from trivium.cluster.transport.memory import MemoryServer
-from trivium.metadata import database, dump, forming, lifelock, recovery
+from trivium.metadata import database, dump, forming, lifelock, migrations, recovery
 from trivium.metadata.client import MetadataClient
 from trivium.metadata.diskroom import DiskRoom
 from trivium.metadata.messages import Credential, FsInfo, SetCredential, StatFs
@@ -102,6 +102,7 @@ class Leader:
             except recovery.RecoveryFailed as error:
                 raise CommandError(f"the pool cannot start: {error}.", 6) from None
             log.info("metadata %s up to record %d", done, metalog.last_seq)
+            await self._upgrade(path, metalog)
         self.server = MetadataServer(
             path,
             metalog,
@@ -258,6 +259,16 @@ class Leader:
         db = await self.substrate.executor.run(database.open_writer, path)
         try:
             await forming.form(db, metalog, seed, self.substrate.clock)
+        finally:
+            db.close()
+
+    async def _upgrade(self, path: str, metalog: CountingLog) -> None:
+        """A pool of an older release: take the schema's steps, a record each."""
+        db = await self.substrate.executor.run(database.open_writer, path)
+        try:
+            await forming.upgrade(db, metalog)
+        except migrations.MigrationRefused as error:
+            raise CommandError(f"the pool cannot start: {error}.", 6) from None
         finally:
             db.close()
 
