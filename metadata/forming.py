@@ -30,7 +30,8 @@ class Seed:
 
 
 async def form(db: apsw.Connection, metalog: MetaLog, seed: Seed, clock: Clock) -> None:
-    """Write record 1 into an empty database and an empty log. A crash before it is durable starts over."""
+    """Write record 1 into an empty database and an empty log, then the steps since. A crash before record 1 is durable
+    starts over; one behind it leaves the steps to `upgrade` at the next start."""
     assert database.schema_version(db) == 0 and metalog.last_seq == 0
     db.execute("BEGIN IMMEDIATE")
     try:
@@ -43,17 +44,23 @@ async def form(db: apsw.Connection, metalog: MetaLog, seed: Seed, clock: Clock) 
         if db.in_transaction:
             db.execute("ROLLBACK")
         raise
+    await upgrade(db, metalog)
 
 
 async def upgrade(db: apsw.Connection, metalog: MetaLog) -> None:
     """Take the steps that this release knows and the database lacks, a record each."""
     for version in migrations.pending(db):
         db.execute("BEGIN IMMEDIATE")
-        payload = encode_migration(migrations.migrate(db, version))
-        record = _follows(metalog, payload, version, 0)
-        await append(metalog, record)
-        database.set_applied(db, record.seq, record.hash)
-        db.execute("COMMIT")
+        try:
+            payload = encode_migration(migrations.migrate(db, version))
+            record = _follows(metalog, payload, version, 0)
+            await append(metalog, record)
+            database.set_applied(db, record.seq, record.hash)
+            db.execute("COMMIT")
+        except BaseException:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+            raise
 
 
 def _follows(metalog: MetaLog, payload: bytes, version: int, map_version: int) -> Record:

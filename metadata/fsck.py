@@ -8,10 +8,11 @@ from __future__ import annotations
 import stat
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from trivium.metadata import namespace
+from trivium.metadata import memberrows, namespace
 from trivium.metadata.chunkrows import split_drives
+from trivium.metadata.finding import Finding
 from trivium.metadata.messages import INLINE_MAX, ROOT_INO
 from trivium.metadata.schema import CHUNK_COLUMNS
 from trivium.metadata.volumes import decode_chain
@@ -20,14 +21,15 @@ if TYPE_CHECKING:
     from trivium.metadata.tx import Reader
 
 
-class Finding(NamedTuple):
-    area: str  # names | inodes | contents | chunks | volumes
-    text: str
-    repair: str  # what it would do
-
-
 def check(reader: Reader) -> list[Finding]:
-    return [*names(reader), *inode_rows(reader), *contents(reader), *chunks(reader), *volumes(reader)]
+    return [
+        *names(reader),
+        *inode_rows(reader),
+        *contents(reader),
+        *chunks(reader),
+        *volumes(reader),
+        *memberrows.check(reader),
+    ]
 
 
 # ---- names --------------------------------------------------------------------------------------------------------

@@ -97,6 +97,11 @@ class OpenGroups:
             for pool in self._map().pools:
                 await self._fill(pool, frozenset())
 
+    def pool_of(self, group: int) -> int | None:
+        """Of an open group; None for any other."""
+        found = self._groups.get(group)
+        return None if found is None else found.pool
+
     async def offer(self, pool: int, without: frozenset[bytes]) -> Group:
         """An open group of the pool that avoids `without`. NoSpace when there is no such drive set."""
         row = next((row for row in self._map().pools if row.id == pool), None)

@@ -14,6 +14,7 @@ import msgspec
 
 from trivium.cluster.model import ChunkId, ClusterMap, Group, NewChunk, Placed, Ref, SegmentEntry
 from trivium.cluster.wire import Message
+from trivium.metadata.membermessages import MEMBER_RESULTS, MemberOperation, MemberQuery
 
 ROOT_INO = 1  # the namespace's root directory; buckets are its subdirectories
 INLINE_MAX = 16 * 1024  # a piece of at most this may live in the database
@@ -614,6 +615,7 @@ Operation = (
     | SetVolumeLog
     | CommitSegment
     | Checkpoint
+    | MemberOperation
 )
 
 
@@ -795,6 +797,7 @@ Query = (
     | ListVolumes
     | GetVolume
     | Locate
+    | MemberQuery
 )
 
 
@@ -818,6 +821,7 @@ class Welcome(Message, tag="welcome", frozen=True):
     seq: int
     run_lock: str = ""  # path (relative to the data directory) of the lock that proves this session's life
     incarnation: bytes = b""  # of this server's life; leases of another one are void
+    grant: bytes = b""  # statements.Grant for nodes, when the client has a key
 
 
 class Heartbeat(Message, tag="heartbeat", frozen=True):
@@ -840,6 +844,7 @@ class Pulse(Message, tag="pulse", frozen=True):
     cluster_map: ClusterMap | None = None  # when it changed since the last heartbeat
     down: tuple[bytes, ...] = ()  # drives
     incarnation: bytes = b""
+    grant: bytes = b""  # renewed
 
 
 class Goodbye(Message, tag="goodbye", frozen=True):
@@ -1005,5 +1010,6 @@ RESULT_TYPES: dict[type, Any] = {
     ListVolumes: tuple[VolumeInfo, ...],
     GetVolume: VolumeInfo,
     Locate: tuple[Placed | None, ...],
+    **MEMBER_RESULTS,
 }
 """What each operation and query answers; those not listed answer None."""

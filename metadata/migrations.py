@@ -19,7 +19,11 @@ def _create(db: apsw.Connection) -> None:
     db.execute(schema.TABLES)
 
 
-STEPS: dict[int, Step] = {1: _create}
+def _add_members(db: apsw.Connection) -> None:
+    db.execute(schema.MEMBER_TABLES)
+
+
+STEPS: dict[int, Step] = {1: _create, 2: _add_members}
 """Version that a step leads to -> the step. Changes of rows in a step must not depend on anything but rows."""
 
 

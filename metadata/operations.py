@@ -15,6 +15,7 @@ from trivium.metadata import (
     directories,
     inodes,
     listing,
+    members,
     messages,
     objects,
     renaming,
@@ -71,6 +72,7 @@ OPERATIONS: dict[type, Callable[[Any, Any], Any]] = {
     messages.SetVolumeLog: volumes.set_volume_log,
     messages.CommitSegment: volumes.commit_segment,
     messages.Checkpoint: volumes.checkpoint,
+    **members.MEMBER_OPERATIONS,
 }
 
 QUERIES: dict[type, Callable[[Any, Any], Any]] = {
@@ -92,6 +94,7 @@ QUERIES: dict[type, Callable[[Any, Any], Any]] = {
     messages.ListVolumes: volumes.list_volumes,
     messages.GetVolume: volumes.get_volume,
     messages.Locate: locate,
+    **members.MEMBER_QUERIES,
 }
 
 

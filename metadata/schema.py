@@ -7,7 +7,7 @@ UNIQUE index; no AUTOINCREMENT, no rowid as data, no triggers, no foreign-key ac
 
 from __future__ import annotations
 
-VERSION = 1
+VERSION = 2
 
 CHUNK_COLUMNS: tuple[tuple[str, str, str], ...] = (
     # (table, session column, counter column): every place that names a chunk; the collector's one query is built
@@ -302,6 +302,48 @@ CREATE TABLE applied (            -- outside session and digest; written in the 
   chain_hash BLOB NOT NULL
 ) WITHOUT ROWID;
 """
+
+MEMBER_TABLES = """
+CREATE TABLE members (            -- keys that belong to the cluster; a revoked one stays, so that it never comes back
+  id BLOB NOT NULL PRIMARY KEY,   -- 16 bytes, from the public key
+  name TEXT NOT NULL,
+  public_key BLOB NOT NULL,       -- 33 bytes, a compressed point of P-256
+  roles TEXT NOT NULL,            -- of client, node, metadata, separated by blanks
+  rights INTEGER NOT NULL,        -- 1 read, 2 write, 4 admin
+  pools BLOB NOT NULL,            -- msgpack list of pool ids; [0] = all
+  issued INTEGER NOT NULL,        -- when it joined
+  generation INTEGER NOT NULL,    -- of the cluster's key that signed its newest certificate
+  revoked INTEGER NOT NULL        -- when; 0 = it is not. The list's version is counter `revocations`
+) WITHOUT ROWID;
+
+CREATE TABLE join_tokens (
+  id BLOB NOT NULL PRIMARY KEY,   -- 8 bytes, from the secret
+  hash BLOB NOT NULL,             -- 32 bytes; the secret itself is nowhere
+  roles TEXT NOT NULL,            -- of the member that it makes, as are the next three
+  name TEXT NOT NULL,             -- '' = the joiner chooses
+  rights INTEGER NOT NULL,
+  pools BLOB NOT NULL,
+  created INTEGER NOT NULL,
+  expires INTEGER NOT NULL,
+  used_by BLOB NOT NULL           -- the member that it made; empty = it is open
+) WITHOUT ROWID;
+
+CREATE TABLE cluster_keys (       -- public halves; the private ones are in DIR/keys/cluster
+  generation INTEGER NOT NULL PRIMARY KEY,
+  public_key BLOB NOT NULL,
+  handover BLOB NOT NULL,         -- statement of the generation before; empty for the first
+  created INTEGER NOT NULL,
+  retired INTEGER NOT NULL        -- when; 0 = what it signed counts
+) WITHOUT ROWID;
+
+CREATE TABLE session_owners (     -- of sessions over connections with a key; others are local
+  session_id INTEGER NOT NULL PRIMARY KEY,
+  member BLOB NOT NULL
+) WITHOUT ROWID;
+"""
+"""What schema version 2 added."""
+
+ALL_TABLES = TABLES + MEMBER_TABLES
 
 OUTSIDE = frozenset({"applied"})
 """Tables that no patchset and no digest holds."""

@@ -17,9 +17,10 @@ from typing import Any, assert_never
 import trio
 
 from trivium.cluster.clock import Clock, Executor, Random
+from trivium.cluster.identity.access import Access
 from trivium.cluster.model import ClusterMap
 from trivium.cluster.transport.interface import Peer, Reply
-from trivium.metadata import chunkrows, database, endings, granting, groups, inodes, lifelock, maprows, messages
+from trivium.metadata import chunkrows, database, endings, granting, groups, inodes, lifelock, maprows, messages, rights
 from trivium.metadata.calls import LOST, Calls, Operations
 from trivium.metadata.diskroom import DiskRoom
 from trivium.metadata.groups import OpenGroups
@@ -110,6 +111,8 @@ class MetadataServer:
         self.readers = Readers(path, executor=executor, clock=clock, count=readers)
         self.admin_commands: dict[str, AdminCommand] = {"engine": self._engine_status}
         self.on_latencies: Callable[[int, tuple[tuple[str, int, float], ...]], None] = lambda session, samples: None
+        self.issue_grant: Callable[[Access, int], bytes] | None = None  # set by who holds a metadata server's key
+        self.on_session_gone: Callable[[int], None] = lambda session: None  # its end is durable: close connections
         self._grace_over = trio.Event()
         self._suspected: dict[int, int] = {}  # sessions that may have died just now: how often to look for a proof
         self._alarm = trio.Event()
@@ -164,13 +167,15 @@ class MetadataServer:
                 groups.read_open(reader),
                 reader.all("SELECT id, client, host, started, floor, leased FROM sessions"),
                 reader.all("SELECT session, slot, number, result FROM slots"),
+                dict(reader.all("SELECT session_id, member FROM session_owners")),
             )
 
-        (self.map, open_groups, session_rows, slot_rows), _ = await self.readers.read(read)
+        (self.map, open_groups, session_rows, slot_rows, owners), _ = await self.readers.read(read)
         self.groups.load(open_groups)
         now = self._clock.boot_s()
         for id, client, host, started, floor, leased in session_rows:
             session = Session(id, client, host, started, floor, bool(leased), heard=now)
+            session.member = owners.get(id, b"")
             load(session, [row[1:] for row in slot_rows if row[0] == id], LOST)
             self.sessions.add(session)
             self._suspect(id)  # whoever died together with the server's earlier life holds up nobody
@@ -222,12 +227,14 @@ class MetadataServer:
             if not more:
                 tx.run("DELETE FROM held WHERE session = ?", id)
                 tx.run("DELETE FROM slots WHERE session = ?", id)
+                tx.run("DELETE FROM session_owners WHERE session_id = ?", id)
                 tx.run("DELETE FROM sessions WHERE id = ?", id)
             return more
 
         while await self.writer.do(execute):
             pass
         log.info("session %016x has ended: %s", id, why)
+        self.on_session_gone(id)
         self.sessions.remove(id)
         self.recalls.ended(id, why)
         self._check_grace()
@@ -256,7 +263,9 @@ class MetadataServer:
 
     async def events(self, peer: Peer, service: int, body: bytes) -> AsyncIterator[bytes]:
         session = messages.decode_events(body).session
-        if not self.sessions.is_live(session):
+        access = rights.access_of(peer)
+        foreign = access is not None and self.sessions.owner(session) != access.member
+        if foreign or not self.sessions.is_live(session):
             yield encode(messages.Ended("the session is not known"))
             return
         try:
@@ -271,13 +280,14 @@ class MetadataServer:
         if not self._entitled():
             raise MetadataError(RETRY, "a majority of the root drives has not confirmed this server of late")
         request = messages.decode_request(body)
+        rights.check(peer, request, self.sessions.owner, self.groups.pool_of)
         match request:
             case messages.Call():
                 return await self._calls.call(self.sessions.get(request.session), request, len(body))
             case messages.Ask():
                 return await self._ask(self.sessions.get(request.session), request.query)
             case messages.Heartbeat():
-                return await self._heartbeat(request)
+                return await self._heartbeat(peer, request)
             case messages.Offer():
                 self.sessions.get(request.session)
                 return encode(messages.Offered(await self.groups.offer(request.pool, frozenset(request.without))))
@@ -305,12 +315,18 @@ class MetadataServer:
         heard = self._clock.boot_s()
         insert = "INSERT INTO sessions (id, client, host, started, floor, leased) VALUES (?, ?, ?, ?, 1, 0)"
 
+        access = rights.access_of(peer)
+        member = b"" if access is None else access.member
+
         def execute(tx: Tx) -> int:
             tx.run(insert, id, hello.client, hello.host, tx.now)
+            if member:
+                tx.run("INSERT INTO session_owners (session_id, member) VALUES (?, ?)", id, member)
             return tx.now
 
         started = await self.writer.do(execute)
         session = Session(id, hello.client, hello.host, started, heard=heard, map_version=self.map.version)
+        session.member = member
         self.sessions.add(session)
         welcome = messages.Welcome(
             session=id,
@@ -321,10 +337,16 @@ class MetadataServer:
             seq=self.writer.seq,
             run_lock=lifelock.path_of(id) if peer.local else "",
             incarnation=self.incarnation,
+            grant=self._granted(peer, id),
         )
         return encode(welcome)
 
-    async def _heartbeat(self, beat: messages.Heartbeat) -> bytes:
+    def _granted(self, peer: Peer, session: int) -> bytes:
+        """What the client shows to nodes; empty for a local one, which needs none."""
+        access = rights.access_of(peer)
+        return b"" if access is None or self.issue_grant is None else self.issue_grant(access, session)
+
+    async def _heartbeat(self, peer: Peer, beat: messages.Heartbeat) -> bytes:
         session = self.sessions.get(beat.session)
         session.heard = self._clock.boot_s()
         session.oldest_read_seq = beat.oldest_read_seq
@@ -347,6 +369,7 @@ class MetadataServer:
             cluster_map=cluster_map,
             down=tuple(sorted(self._down())),
             incarnation=self.incarnation,
+            grant=self._granted(peer, session.id),
         )
         return encode(pulse)
 

@@ -50,6 +50,7 @@ class Session:
     groups: tuple[int, ...] = ()
     ending: bool = False
     gone: trio.Event = field(default_factory=trio.Event)  # its end is durable
+    member: bytes = b""  # whose key said Hello; empty: a local peer
 
 
 class SessionTable:
@@ -70,6 +71,11 @@ class SessionTable:
         if found is None or found.ending:
             raise MetadataError(SESSION_ENDED, "the session has ended; what it had not flushed is lost")
         return found
+
+    def owner(self, session: int) -> bytes:
+        """The member that it belongs to; empty: a local peer's, or not known."""
+        found = self._sessions.get(session)
+        return b"" if found is None else found.member
 
     def all(self) -> tuple[Session, ...]:
         return tuple(self._sessions.values())

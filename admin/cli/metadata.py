@@ -60,9 +60,9 @@ def query(sql: str, as_csv: bool, data: DataDir) -> None:
 @metadata.command("tables")
 def tables() -> None:
     """Print the schema; each column is documented there."""
-    from trivium.metadata.schema import TABLES
+    from trivium.metadata.schema import ALL_TABLES
 
-    click.echo(TABLES.strip())
+    click.echo(ALL_TABLES.strip())
 
 
 @metadata.command("export")

@@ -43,7 +43,7 @@ from trivium.cluster.rootplan import choose_root_drives, swap_voter
 from trivium.cluster.takeover import WAIT_S, takeover
 from trivium.cluster.transport.interface import Connection
 from trivium.cluster.transport.memory import MemoryServer
-from trivium.metadata import database, dump, forming, lifelock, recovery
+from trivium.metadata import database, dump, forming, lifelock, migrations, recovery
 from trivium.metadata.client import MetadataClient
 from trivium.metadata.digest import digest_of
 from trivium.metadata.diskroom import DiskRoom
@@ -115,6 +115,7 @@ class Leader:
                 raise CommandError(f"the pool cannot start: {error}.", 6) from None
             proof = f", digest {await executor.run(digest_of, path)}" if done == "rebuilt" else ""
             log.info("metadata %s up to record %d%s", done, metalog.last_seq, proof)
+            await self._upgrade(path, metalog)
         self.server = MetadataServer(
             path,
             metalog,
@@ -303,6 +304,16 @@ class Leader:
         db = await self.substrate.executor.run(database.open_writer, path)
         try:
             await forming.form(db, metalog, seed, self.substrate.clock)
+        finally:
+            db.close()
+
+    async def _upgrade(self, path: str, metalog: CountingLog) -> None:
+        """A pool of an older release: take the schema's steps, a record each."""
+        db = await self.substrate.executor.run(database.open_writer, path)
+        try:
+            await forming.upgrade(db, metalog)
+        except migrations.MigrationRefused as error:
+            raise CommandError(f"the pool cannot start: {error}.", 6) from None
         finally:
             db.close()
 

@@ -27,7 +27,7 @@ GROUP = Group(1, 1, 4, 2, DRIVES)
 class MetaDb:
     def __init__(self) -> None:
         self.db = apsw.Connection(":memory:", statementcachesize=400)
-        self.db.execute(schema.TABLES)
+        self.db.execute(schema.ALL_TABLES)
         self.now = 1_700_000_000_000_000_000
         self.seq = 1
         self.counter = 0

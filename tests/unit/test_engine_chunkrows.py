@@ -16,7 +16,7 @@ from trivium.cluster.model import ChunkId, Group, NewChunk, Ref
 from trivium.metadata import maprows
 from trivium.metadata.client import MetadataClient
 from trivium.metadata.messages import ROOT_INO, Create, Extent, Locate, MetadataError, Unlink, Write
-from trivium.metadata.schema import CHUNK_COLUMNS, TABLES
+from trivium.metadata.schema import ALL_TABLES, CHUNK_COLUMNS
 from trivium.metadata.server import MetadataServer
 from trivium.metadata.tx import Tx
 
@@ -178,7 +178,7 @@ def test_every_column_that_names_a_chunk_is_listed() -> None:
     """Attack 55: a pair of columns that end in session and counter is in CHUNK_COLUMNS, or is the chunk itself."""
     itself = {("chunks", "session", "counter"), ("queue", "session", "counter")}
     found: set[tuple[str, str, str]] = set()
-    for statement in TABLES.split("CREATE TABLE ")[1:]:
+    for statement in ALL_TABLES.split("CREATE TABLE ")[1:]:
         table = statement.split()[0]
         columns = [line.split()[0] for line in statement.splitlines()[1:] if line.startswith("  ")]
         for column in columns:

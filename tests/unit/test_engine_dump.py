@@ -17,7 +17,7 @@ from trivium.cluster.clock import InlineExecutor, TrioClock
 from trivium.cluster.errors import NotFound, Unavailable
 from trivium.cluster.model import ChunkId, DumpEntry, Group, NewChunk, Placed, Ref
 from trivium.cluster.pieces import PieceData
-from trivium.metadata import database
+from trivium.metadata import database, schema
 from trivium.metadata.digest import digest
 from trivium.metadata.dump import Dumper, DumpParts, DumpRefused, sources
 from trivium.metadata.records import RecordKind, make
@@ -88,7 +88,7 @@ class Bench:
         payload = session.patchset()
         session.close()
         last = self.metalog.records[-1]
-        record = make(RecordKind.PATCHSET, payload, schema=1, last_seq=last.seq, last_hash=last.hash)
+        record = make(RecordKind.PATCHSET, payload, schema=schema.VERSION, last_seq=last.seq, last_hash=last.hash)
         self.metalog.records.append(record)
         database.set_applied(db, record.seq, record.hash)
         db.execute("COMMIT")
@@ -130,13 +130,13 @@ def test_two_dumps_trim_the_log_and_restore_the_database(tmp_path: Path) -> None
         it = await bench(tmp_path)
         it.change("a")
         first = await it.dumper.write()
-        assert (first.seq, it.metalog.trimmed) == (2, 0)
+        assert (first.seq, it.metalog.trimmed) == (schema.VERSION + 1, 0)
         it.change("b", 9_000_000 // 10)
         second = await it.dumper.write()
-        assert (second.seq, it.metalog.trimmed) == (3, 2)
+        assert (second.seq, it.metalog.trimmed) == (first.seq + 1, first.seq)
         it.change("c")
         third = await it.dumper.write()
-        assert it.root.entries == (second, third) and it.metalog.trimmed == 3
+        assert it.root.entries == (second, third) and it.metalog.trimmed == second.seq
         assert {placed.chunk for placed in it.dropped} & it.dumper.held() == set()
         assert first.index in it.dropped and not it.chunks.given_up
         it.change("d")

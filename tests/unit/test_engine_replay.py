@@ -116,7 +116,7 @@ def formed(tmp_path: Path) -> MemoryMetaLog:
         await recover_or_form(str(tmp_path / "t.db"), metalog, memory_map(), TrioClock())
         last = metalog.records[-1]
         payload = patchset(INSERT)
-        await metalog.append(make(RecordKind.PATCHSET, payload, schema=1, last_seq=last.seq, last_hash=last.hash))
+        await metalog.append(make(RecordKind.PATCHSET, payload, schema=schema.VERSION, last_seq=last.seq, last_hash=last.hash))
 
     trio.run(main)
     return metalog
@@ -159,17 +159,17 @@ def test_a_file_ahead_of_the_log_stops_the_recovery_and_is_kept(tmp_path: Path) 
     recovered(tmp_path, metalog)
     before = state(tmp_path)
     del metalog.records[-1]
-    with pytest.raises(RecoveryFailed, match="ends at record 1"):
+    with pytest.raises(RecoveryFailed, match=f"ends at record {schema.VERSION}"):
         recovered(tmp_path, metalog)
     assert state(tmp_path) == before
     (tmp_path / "t.db").rename(tmp_path / "aside")  # the operator has decided
     assert recovered(tmp_path, metalog) == "rebuilt"
-    assert state(tmp_path)[0] == 1
+    assert state(tmp_path)[0] == schema.VERSION
 
 
 def test_a_damaged_log_stops_the_recovery(tmp_path: Path) -> None:
     metalog = formed(tmp_path)
     (tmp_path / "t.db").unlink()
-    metalog.records[1] = replace(metalog.records[1], previous_hash=b"y" * 16)
+    metalog.records[-1] = replace(metalog.records[-1], previous_hash=b"y" * 16)
     with pytest.raises(RecoveryFailed):
         recovered(tmp_path, metalog)

@@ -16,7 +16,7 @@ from tests.fakes.metadata import memory_map, recover_or_form
 from tests.fakes.metalog import MemoryMetaLog
 from trivium.cluster.clock import InlineExecutor, TrioClock
 from trivium.cluster.errors import Fenced, Unavailable
-from trivium.metadata import database
+from trivium.metadata import database, schema
 from trivium.metadata.digest import digest
 from trivium.metadata.leases import LeaseTable
 from trivium.metadata.messages import MetadataError
@@ -83,8 +83,8 @@ async def submit(writer: Writer, *jobs: Callable[[Tx], Any]) -> list[Outcome]:
 def test_calls_that_wait_together_are_one_record(tmp_path: Path) -> None:
     async def main(writer: Writer, metalog: MemoryMetaLog) -> None:
         outcomes = await submit(writer, *(put(str(i)) for i in range(20)))
-        assert [outcome.value for outcome in outcomes] == [2] * 20
-        assert len(metalog.records) == 2
+        assert [outcome.value for outcome in outcomes] == [schema.VERSION + 1] * 20
+        assert len(metalog.records) == schema.VERSION + 1
         assert names(writer) == {str(i) for i in range(20)}
 
     run(tmp_path, main)
@@ -102,7 +102,7 @@ def test_a_refused_call_leaves_nothing_and_costs_no_record(tmp_path: Path) -> No
 
     async def main(writer: Writer, metalog: MemoryMetaLog) -> None:
         (alone,) = await submit(writer, refuse)
-        assert isinstance(alone.error, MetadataError) and len(metalog.records) == 1
+        assert isinstance(alone.error, MetadataError) and len(metalog.records) == schema.VERSION
         outcomes = await submit(writer, put("a"), refuse, fail, put("b"))
         assert [outcome.error is None for outcome in outcomes] == [True, False, False, True]
         assert names(writer) == {"a", "b"}
@@ -114,7 +114,7 @@ def test_a_batch_is_split_before_its_record_grows_too_large(tmp_path: Path) -> N
     async def main(writer: Writer, metalog: MemoryMetaLog) -> None:
         outcomes = await submit(writer, *(put(str(i), 300_000) for i in range(10)))
         assert all(outcome.error is None for outcome in outcomes)
-        assert len(metalog.records) > 3
+        assert len(metalog.records) > schema.VERSION + 2
         assert all(len(record.payload) <= RECORD_MAX for record in metalog.records)
 
     run(tmp_path, main)
@@ -149,7 +149,7 @@ def test_an_append_in_doubt_is_repeated_with_the_same_bytes(stored: bool, tmp_pa
             metalog.before_append = doubt
         (outcome,) = await submit(writer, put("a"))
         assert outcome.error is None and names(writer) == {"a"}
-        assert len(metalog.records) == 2
+        assert len(metalog.records) == schema.VERSION + 1
 
     run(tmp_path, main)
 

@@ -1,0 +1,131 @@
+"""What a peer with a key may say to the metadata server. Local peers (Unix socket, memory) have none: the socket's
+mode and SO_PEERCRED have decided about them. That no other peer comes without one is the process's gate's to see to.
+
+Invariants:
+1. A session belongs to the key that said Hello; nobody else speaks for it.
+2. What is not listed needs `admin`: a new message is decided before others may say it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from trivium.cluster.identity.access import ATTRIBUTE, Access
+from trivium.cluster.identity.refusals import NotAdmitted
+from trivium.cluster.identity.statements import Right
+from trivium.cluster.transport.interface import Peer
+from trivium.metadata import messages
+from trivium.metadata.messages import MetadataError
+
+READS: frozenset[type] = frozenset(
+    {
+        messages.Lookup,
+        messages.GetAttr,
+        messages.ReadDir,
+        messages.GetLayout,
+        messages.ListXattrs,
+        messages.StatFs,
+        messages.GetBucket,
+        messages.ListBuckets,
+        messages.HeadObject,
+        messages.ListObjects,
+        messages.ListUploads,
+        messages.GetUpload,
+        messages.ListParts,
+        messages.ListVolumes,
+        messages.GetVolume,
+        messages.Locate,
+        messages.Hold,  # an open handle protects what it reads
+        messages.Release,
+    }
+)
+WRITES: frozenset[type] = frozenset(
+    {
+        messages.Create,
+        messages.Write,
+        messages.Append,
+        messages.Truncate,
+        messages.Zero,
+        messages.CloneRange,
+        messages.SetAttr,
+        messages.Link,
+        messages.Unlink,
+        messages.Rmdir,
+        messages.Rename,
+        messages.SetXattr,
+        messages.RemoveXattr,
+        messages.CreateBucket,
+        messages.DeleteBucket,
+        messages.SetBucketConfig,
+        messages.PutObject,
+        messages.DeleteObject,
+        messages.CopyObject,
+        messages.SetObjectMeta,
+        messages.SetObjectAcl,
+        messages.CreateUpload,
+        messages.PutPart,
+        messages.CopyPart,
+        messages.CompleteUpload,
+        messages.AbortUpload,
+        messages.CreateVolume,
+        messages.ResizeVolume,
+        messages.RemoveVolume,
+        messages.OpenVolume,
+        messages.CloseVolume,
+        messages.SetVolumeLog,
+        messages.CommitSegment,
+        messages.Checkpoint,
+    }
+)
+"""The rest (credentials with their secrets, members, tokens, keys) is for `admin`: an S3 gateway has it too."""
+
+
+def access_of(peer: Peer) -> Access | None:
+    """None: a local peer, or one of this process."""
+    found = peer.attributes.get(ATTRIBUTE)
+    return found if isinstance(found, Access) else None
+
+
+def needed(said: Any) -> Right:
+    """Of an operation or query."""
+    kind = type(said)
+    return Right.READ if kind in READS else Right.WRITE if kind in WRITES else Right.ADMIN
+
+
+def check(peer: Peer, request: Any, owner: Callable[[int], bytes], pool_of: Callable[[int], int | None]) -> None:
+    """MetadataError EACCES with the refusal's sentence. `owner`: member of a session (b"": local or unknown);
+    `pool_of`: of an open group."""
+    access = access_of(peer)
+    if access is None:
+        return
+    try:
+        _check(access, request, owner, pool_of)
+    except NotAdmitted as error:
+        raise MetadataError("EACCES", str(error)) from None
+
+
+def _check(access: Access, request: Any, owner: Callable[[int], bytes], pool_of: Callable[[int], int | None]) -> None:
+    certificate = access.holder()
+    session = getattr(request, "session", None)
+    if session is not None:
+        access.trust.check_session(session)
+        if owner(session) != certificate.member:
+            raise MetadataError(messages.SESSION_ENDED, "this session is not one of this key")
+    match request:
+        case messages.Call():
+            for operation in request.operations:
+                access.require(needed(operation))
+            for chunk in request.chunks:
+                pool = pool_of(chunk.group)
+                if pool is not None:
+                    access.allow_pool(pool)
+        case messages.Ask():
+            access.require(needed(request.query))
+        case messages.Offer():
+            access.require(Right.WRITE)
+            access.allow_pool(request.pool)
+        case messages.Admin():
+            access.require(Right.ADMIN)
+        case _:
+            access.require(Right.READ)
