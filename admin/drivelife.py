@@ -126,7 +126,8 @@ async def _require_no_loss(leader: Leader, row: DriveRow) -> None:
     others = [one for one in leader.server.map.drives if not one.reason and one.id != row.id]
     if not others:
         raise MetadataError("EBUSY", f"drive {row.name} is the last one: it cannot be removed")
-    lost = await leader.read(lambda reader: drain.would_be_lost(reader, row.id))
+    away = leader.substrate.watch.down()
+    lost = await leader.read(lambda reader: drain.would_be_lost(reader, row.id, away))
     if lost:
         raise MetadataError(
             "EBUSY",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TypeVar
 
@@ -201,12 +201,30 @@ class Node:
     # ---- drives ---------------------------------------------------------------------------------------------
 
     async def _ping(self, peer: Peer, r: wire.Ping, payload: memoryview) -> Reply:
+        await self._look_again()
         stores = list(self._stores.values())
         if not r.drives:
             return _reply(wire.NodeReport(self.node_id, ()))
         with self._entered(list(self._stores)):
             reports = await self._executor.run(lambda: [store.report() for store in stores])
         return _reply(wire.NodeReport(self.node_id, (*reports, *self._absent.values())))
+
+    async def _look_again(self) -> None:
+        """A drive that was missing may lie there again (mounted late, plugged in): the same drive is opened as at a
+        start. One that has failed or was wiped is not: that verdict is final for this process."""
+        for drive, store in list(self._stores.items()):
+            if store.health.state == "missing" and not self._inside.get(drive):
+                self._absent[drive] = DriveReport(drive, "missing", store.health.text, 0, 0, 0, store.path)
+                await self._close_store(drive)
+        for drive, report in list(self._absent.items()):
+            opening = partial(Store.open, self._files, self._make_path(report.path), cluster=self._cluster)
+            with suppress(ClusterError, OSError):
+                store = await self._executor.run(opening)
+                if store.drive == drive and drive in self._absent:
+                    self._stores[drive] = store
+                    del self._absent[drive]
+                else:
+                    await self._executor.run(store.close)
 
     async def _format(self, peer: Peer, r: wire.FormatDrive, payload: memoryview) -> Reply:
         if len(r.drive) != 16 or r.drive in self._stores:

@@ -77,9 +77,10 @@ def _volumes(reader: Reader, drive: bytes) -> list[str]:
     return [name for name, chain in rows if any(drive in entry.drives for entry in decode_chain(chain))]
 
 
-def would_be_lost(reader: Reader, drive: bytes) -> int:
-    """Chunks that could not be read without this drive: fewer than k of their other shards are on drives in use."""
-    gone = {row[0] for row in reader.all("SELECT id FROM drives WHERE reason IN ('out', 'removed')")} | {drive}
+def would_be_lost(reader: Reader, drive: bytes, away: frozenset[bytes] = frozenset()) -> int:
+    """Chunks that could not be read without this drive: fewer than k of their other shards are on drives in use.
+    `away`: drives that do not answer (they may never come back)."""
+    gone = {row[0] for row in reader.all("SELECT id FROM drives WHERE reason IN ('out', 'removed')")} | {drive} | away
     lost = 0
     for number, k, _m, _open in _groups(reader, drive):
         group = chunkrows.group_of(reader, number)
