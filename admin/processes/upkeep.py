@@ -14,20 +14,22 @@ import msgspec
 import trio
 
 from trivium.admin.processes.scrubbing import Scrubbing
-from trivium.cluster import logheal
+from trivium.cluster import logheal, placement
 from trivium.cluster.errors import ClusterError
 from trivium.cluster.log import LogParts
 from trivium.cluster.model import DumpEntry, Group, NewChunk, Placed, Root
 from trivium.cluster.mover import Mover
 from trivium.cluster.pacing import Pacer
-from trivium.metadata import chunkrows, fsck, inventory, queue
+from trivium.metadata import chunkrows, fsck, inventory, queue, repairqueue
 from trivium.metadata.collect_loop import CollectLoop
 from trivium.metadata.compact_loop import CompactLoop
 from trivium.metadata.dump import Dumper, DumpParts
 from trivium.metadata.heal import Healer
 from trivium.metadata.metalog import ClusterLog
+from trivium.metadata.rebalancer import Rebalancer
 from trivium.metadata.records import Record
 from trivium.metadata.tx import Reader, Tx
+from trivium.metadata.widen import Widening
 
 if TYPE_CHECKING:
     from trivium.admin.processes.lead import Leader
@@ -70,7 +72,7 @@ class RootDumps:
 
 class Upkeep:
     def __init__(self, leader: Leader, metalog: CountingLog, log_parts: LogParts) -> None:
-        self._leader, self._log_parts = leader, log_parts
+        self._leader, self.log_parts = leader, log_parts
         substrate = leader.substrate
         self.pacer = Pacer(leader.heal_floor_bytes_s)
         metalog.observe = leader.chunks.latency.also = self.pacer.observe
@@ -113,7 +115,17 @@ class Upkeep:
         self._compacting = CompactLoop(
             leader.read, self._commit, leader.chunks, pool=lambda: leader.server.map.pools[0].id
         )
-        self.scrubbing = Scrubbing(leader)
+        self.widening = Widening(
+            leader.read, self._commit, leader.chunks, whole=self.is_whole, pace=self.pacer, also=self._widen_dump
+        )
+        self.rebalancer = Rebalancer(
+            leader.read,
+            self.healer.relocate,
+            cluster_map=lambda: leader.server.map,
+            usable=lambda: substrate.watch.usable() - substrate.watch.unfit(),
+            whole=self.is_whole,
+        )
+        self.scrubbing = Scrubbing(leader, self.pacer)
         self._log_wake = trio.Event()
 
     async def start(self, nursery: trio.Nursery) -> None:
@@ -121,6 +133,8 @@ class Upkeep:
             self.healer.run,
             self._collecting.run,
             self._compacting.run,
+            self.widening.run,
+            self.rebalancer.run,
             self._heal_log,
             self._dump,
             self._stock,
@@ -131,8 +145,26 @@ class Upkeep:
     def drives_changed(self, *, dump: bool = False) -> None:
         """Drives have come or gone; `dump`: one is lost, so the dumps on it are written anew."""
         self.healer.changed()
+        self.rebalancer.changed()
         self._log_wake.set()
         if dump:
+            self.dumper.asked.set()
+
+    async def is_whole(self) -> bool:
+        """Every drive that is not removed answers, nothing lacks shards, and new chunks get the pools' profiles."""
+        watch, cluster_map = self._leader.substrate.watch, self._leader.server.map
+        if any(row.reason == "out" or row.id in watch.down() for row in cluster_map.drives if row.reason != "removed"):
+            return False
+        fit = watch.usable() - watch.unfit()
+        if any(len(placement.usable(cluster_map, fit)) < pool.k + pool.m for pool in cluster_map.pools):
+            return False
+        return not await self._leader.read(repairqueue.anything)
+
+    def _widen_dump(self) -> None:
+        """A dump that was written while drives were away is written anew."""
+        pools = {pool.id: pool.k + pool.m for pool in self._leader.server.map.pools}
+        dumps = self._leader.root.dumps
+        if dumps and dumps[-1].index.group.profile.width < pools.get(dumps[-1].index.group.pool, 0):
             self.dumper.asked.set()
 
     async def fsck(self, drives: bool) -> list[dict[str, str]]:
@@ -171,7 +203,7 @@ class Upkeep:
             await self._log_wake.wait()
             self._log_wake = trio.Event()
             try:
-                short = await logheal.heal(self._log_parts, self._leader.log, self._leader.lost_drives())
+                short = await logheal.heal(self.log_parts, self._leader.log, self._leader.lost_drives())
             except ClusterError as error:
                 log.warning("the log is not healed yet: %s", error)
                 short = 1
