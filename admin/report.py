@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from trivium.admin import drivestates, survival
+from trivium.admin import drivestates, survival, workreport
 from trivium.admin.survival import Place, Survival
 from trivium.cluster.model import ClusterMap, Group
 from trivium.cluster.wire import DriveReport
@@ -38,18 +38,21 @@ async def status(leader: Leader) -> dict[str, Any]:
     ]
     wrong = [drive for drive in drives if drive["state"] not in ("up", "new", "draining")]
     lacking = heal["total"] - heal["done"]
-    whole = not wrong and not lacking and _unharmed(spread, places)
+    work = await workreport.work(leader.upkeep)
+    narrow = work["narrow"]["left"] if work["narrow"] else 0
+    whole = not wrong and not lacking and not narrow and _unharmed(spread, places)
     sentences = _sentences(data, survival.weakest((log, root)), drives, heal, lacking)
     sentences += _operator(leader, drives)
     return {
         "cluster": leader.substrate.cluster.hex(),
         "whole": whole,
-        "summary": _summary(cluster_map, wrong, lacking, whole),
+        "summary": _summary(cluster_map, wrong, lacking, narrow, whole),
         "sentences": sentences,
         "survives": {name: _fields(found) for name, found in (("data", data), ("log", log), ("root", root)) if found},
         "drives": drives,
         "heal": heal if lacking else None,
         "maintenance": maintenance_text(cluster_map.maintenance_until, leader.substrate.clock.wall_ns()),
+        **work,
         "sessions": [
             {"client": session.client, "host": session.host, "id": f"{session.id:016x}"}
             for session in leader.server.sessions.all()
@@ -113,13 +116,15 @@ def _unharmed(spread: list[tuple[Group, int]], places: dict[bytes, Place]) -> bo
     )
 
 
-def _summary(cluster_map: ClusterMap, wrong: list[dict[str, Any]], lacking: int, whole: bool) -> str:
+def _summary(cluster_map: ClusterMap, wrong: list[dict[str, Any]], lacking: int, narrow: int, whole: bool) -> str:
     pool = cluster_map.pools[0]
     if whole:
         return f"whole: {pool.k}+{pool.m} over {sum(1 for d in cluster_map.drives if d.reason != 'removed')} drives"
     parts = [f"{drive['name']} is {drive['state']}" for drive in wrong]
     if lacking:
         parts.append(f"{lacking} chunk{'s' if lacking > 1 else ''} to heal")
+    if narrow:
+        parts.append(f"{narrow} narrow chunk{'s' if narrow > 1 else ''}")
     return "degraded: " + (", ".join(parts) or "some shards are on drives that do not answer")
 
 

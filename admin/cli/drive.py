@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 import trio
 
-from trivium.admin.cli import drivedir
+from trivium.admin.cli import drivedir, watching
 from trivium.admin.cli.connect import admin_call, connect_option, run, show_size
 from trivium.admin.datadir import DataDir
 from trivium.admin.errors import CommandError
+from trivium.admin.workreport import moving
+
+STUCK_S = 3.0
 
 
 @click.group()
@@ -69,18 +73,28 @@ def replace(name: str, path: Path | None, wait: bool, data: DataDir) -> None:
 
 @click.command()
 @click.option("--watch", is_flag=True, help="Show progress until nothing is left to heal.")
+@click.option("--json", "as_json", is_flag=True, help="What is left, how fast, how long: one JSON object.")
 @connect_option
-def heal(watch: bool, data: DataDir) -> None:
-    """Say what is left to heal; with --watch stay until it is whole."""
+def heal(watch: bool, as_json: bool, data: DataDir) -> None:
+    """Say what is left to heal; with --watch stay until it is whole.
+
+    Healing runs by itself, what is at the greatest risk first, and yields to clients down to a floor (`trivium up
+    --heal-floor`). With --watch: a bar on a terminal, else a line every few seconds. Exits with 0 when every chunk has
+    all of its shards, with 1 when healing cannot go on (it says why), with 3 when the pool is gone.
+    """
+    import json
+
     if watch:
         run(_watch, data)
         return
     report = run(_heal, data)
-    click.echo(
-        "nothing to heal: whole"
-        if not report["total"] - report["done"]
-        else f"{report['total'] - report['done']} chunks to heal"
-    )
+    if as_json:
+        click.echo(json.dumps(report, indent=1))
+        return
+    left = report["total"] - report["done"]
+    click.echo(f"healing: {moving(report)}" if left else "nothing to heal: whole")
+    if left and report["waiting"]:
+        click.echo(report["waiting"])
 
 
 async def _drives(data: DataDir) -> list[dict[str, Any]]:
@@ -94,23 +108,30 @@ async def _heal(data: DataDir) -> dict[str, Any]:
 
 
 async def _watch(data: DataDir) -> None:
-    """A progress bar on a terminal, a line at the end elsewhere."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("healing"),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total} chunks"),
-        TimeRemainingColumn(),
+    stuck = Stuck()
+    report = await watching.watch(
+        "healing", partial(_heal, data), over=lambda report: stuck.at(report) or whole(report)
     )
-    with Progress(*columns, transient=True) as progress:
-        task = progress.add_task("heal", total=None)
-        while True:
-            report = await _heal(data)
-            progress.update(task, completed=report["done"], total=max(report["total"], 1))
-            if report["waiting"]:
-                raise CommandError(report["waiting"])
-            if report["done"] >= report["total"]:
-                break
-            await trio.sleep(0.2)
+    if not whole(report):
+        raise CommandError(report["waiting"])
     click.echo("healed: every chunk has all of its shards")
+
+
+def whole(report: dict[str, Any]) -> bool:
+    return bool(report["done"] >= report["total"])
+
+
+class Stuck:
+    """Healing waits for an operator when it has said so for a while and nothing is done meanwhile."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+        self._done = -1
+
+    def at(self, report: dict[str, Any]) -> bool:
+        now = trio.current_time()
+        if not report["waiting"] or report["done"] != self._done:
+            self._since, self._done = None, report["done"]
+        if report["waiting"] and self._since is None:
+            self._since = now
+        return self._since is not None and now - self._since >= STUCK_S

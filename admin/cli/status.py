@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from trivium.admin import workreport
 from trivium.admin.cli.connect import admin_call, connect_option, run, show_size
 from trivium.admin.datadir import DataDir
 
@@ -39,8 +40,6 @@ def render(report: dict[str, Any]) -> list[str]:
             f"  {drive['name']:<6} {drive['state']:<9} {show_size(used):>10} of {show_size(drive['bytes_total']):>10}"
             + (f"  {drive['text']}" if drive["text"] else "")
         )
-    if heal := report.get("heal"):
-        eta = f", about {heal['seconds_left']:.0f} s left" if heal.get("seconds_left") is not None else ""
-        lines.append(f"healing: {heal['done']} of {heal['total']} chunks, {show_size(heal['rate'])}/s{eta}")
+    lines += workreport.lines(report)
     lines.append("sessions: " + (", ".join(f"{s['client']}" for s in report["sessions"]) or "none"))
     return lines

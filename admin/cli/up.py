@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from trivium.admin.cli.connect import connect_option, run
+from trivium.admin.cli.connect import connect_option, parse_size, run
 from trivium.admin.datadir import DataDir, default_data_dir
 from trivium.admin.errors import CommandError
 
@@ -82,6 +82,15 @@ def _group(_ctx: click.Context, _param: click.Parameter, value: str | None) -> s
 @click.option("--region", default="us-east-1", show_default=True, help="What S3 clients must sign for.")
 @click.option("--socket-mode", callback=_mode, default="0600", show_default=True, help="Mode of DIR/run/trivium.sock.")
 @click.option("--socket-group", callback=_group, default=None, help="Group of DIR/run/trivium.sock.")
+@click.option(
+    "--heal-floor",
+    callback=lambda _ctx, _param, value: max(1 << 16, parse_size(value)),
+    default="8M",
+    show_default=True,
+    envvar="TRIVIUM_HEAL_FLOOR",
+    metavar="SIZE",
+    help="Bytes per second that healing, rebalancing and scrub get however busy clients are [env: TRIVIUM_HEAL_FLOOR].",
+)
 @click.option("--clean-slate", is_flag=True, help="Remove everything in DIR first (for tests). Asks, unless --yes.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--detach", is_flag=True, help="Return once everything answers; stop with `trivium down`.")

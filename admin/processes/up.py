@@ -32,6 +32,7 @@ from trivium.admin.processes.substrate import Substrate
 from trivium.cluster.clock import SystemClock, ThreadExecutor
 from trivium.cluster.errors import ClusterError, InUse, NoSpace
 from trivium.cluster.files import RealFiles
+from trivium.cluster.pacing import FLOOR_BYTES_S
 from trivium.cluster.transport.interface import Peer, Reply
 from trivium.cluster.transport.unix import UnixServer
 from trivium.cluster.wire import Service
@@ -53,6 +54,7 @@ class UpOptions:
     region: str = "us-east-1"
     socket_mode: str = "0600"
     socket_group: str | None = None
+    heal_floor: int = int(FLOOR_BYTES_S)
     log_format: str = "text"
     log_level: str = "info"
 
@@ -74,6 +76,7 @@ async def _serve(options: UpOptions, cluster: ClusterFile, listeners: list[trio.
     """Three nurseries end one after another: faces and workers, the metadata server, node and log."""
     substrate = _open_substrate(options, cluster)
     leader = Leader(substrate, options.data)
+    leader.heal_floor_bytes_s = float(options.heal_floor)
     env = root_credential()
     try:
         async with trio.open_nursery() as low:

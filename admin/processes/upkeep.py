@@ -17,20 +17,22 @@ from trivium.admin.autoout import AutoOut
 from trivium.admin.draining import Draining
 from trivium.admin.processes.scrubbing import Scrubbing
 from trivium.admin.slowdrives import SlowDrives
-from trivium.cluster import logheal
+from trivium.cluster import logheal, placement
 from trivium.cluster.errors import ClusterError
 from trivium.cluster.log import LogParts
 from trivium.cluster.model import DumpEntry, Group, NewChunk, Placed, Root
 from trivium.cluster.mover import Mover
 from trivium.cluster.pacing import Pacer
-from trivium.metadata import chunkrows, fsck, inventory, queue
+from trivium.metadata import chunkrows, fsck, inventory, queue, repairqueue
 from trivium.metadata.collect_loop import CollectLoop
 from trivium.metadata.compact_loop import CompactLoop
 from trivium.metadata.dump import Dumper, DumpParts
 from trivium.metadata.heal import Healer
 from trivium.metadata.metalog import ClusterLog
+from trivium.metadata.rebalancer import Rebalancer
 from trivium.metadata.records import Record
 from trivium.metadata.tx import Reader, Tx
+from trivium.metadata.widen import Widening
 
 if TYPE_CHECKING:
     from trivium.admin.processes.lead import Leader
@@ -119,7 +121,17 @@ class Upkeep:
         self._compacting = CompactLoop(
             leader.read, self._commit, leader.chunks, pool=lambda: leader.server.map.pools[0].id
         )
-        self.scrubbing = Scrubbing(leader)
+        self.widening = Widening(
+            leader.read, self._commit, leader.chunks, whole=self.is_whole, pace=self.pacer, also=self._widen_dump
+        )
+        self.rebalancer = Rebalancer(
+            leader.read,
+            self.healer.relocate,
+            cluster_map=lambda: leader.server.map,
+            usable=lambda: substrate.watch.usable() - substrate.watch.unfit(),
+            whole=self.is_whole,
+        )
+        self.scrubbing = Scrubbing(leader, self.pacer)
         self._log_wake = trio.Event()
         self._stock_wake = trio.Event()
 
@@ -128,6 +140,8 @@ class Upkeep:
             self.healer.run,
             self._collecting.run,
             self._compacting.run,
+            self.widening.run,
+            self.rebalancer.run,
             self._heal_log,
             self._dump,
             self._stock,
@@ -142,6 +156,7 @@ class Upkeep:
         """Drives have come or gone; `dump`: one is lost, so the dumps on it are written anew."""
         self.healer.changed()
         self.draining.changed()
+        self.rebalancer.changed()
         self._log_wake.set()
         if dump:
             self.dumper.asked.set()
@@ -149,6 +164,23 @@ class Upkeep:
     def take_stock(self) -> None:
         """A drive has come back: look what lies there."""
         self._stock_wake.set()
+
+    async def is_whole(self) -> bool:
+        """Every drive that is not removed answers, nothing lacks shards, and new chunks get the pools' profiles."""
+        watch, cluster_map = self._leader.substrate.watch, self._leader.server.map
+        if any(row.reason == "out" or row.id in watch.down() for row in cluster_map.drives if row.reason != "removed"):
+            return False
+        fit = watch.usable() - watch.unfit()
+        if any(len(placement.usable(cluster_map, fit)) < pool.k + pool.m for pool in cluster_map.pools):
+            return False
+        return not await self._leader.read(repairqueue.anything)
+
+    def _widen_dump(self) -> None:
+        """A dump that was written while drives were away is written anew."""
+        pools = {pool.id: pool.k + pool.m for pool in self._leader.server.map.pools}
+        dumps = self._leader.root.dumps
+        if dumps and dumps[-1].index.group.profile.width < pools.get(dumps[-1].index.group.pool, 0):
+            self.dumper.asked.set()
 
     async def fsck(self, drives: bool) -> list[dict[str, str]]:
         """Findings of the metadata's invariants; with `drives` also of what lies on them."""
