@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import apsw
 
 from trivium.admin import drivecommands
+from trivium.admin.joining import Joining
 from trivium.metadata.digest import digest
 from trivium.metadata.messages import Credential, MetadataError, SetCredential
 
@@ -35,6 +36,7 @@ def register_commands(leader: Leader, endpoints: dict[str, str]) -> None:
             "fsck": commands.fsck,
             "dump": commands.dump,
             "scrub": commands.scrub,
+            **Joining(leader).commands(),
         }
     )
 
