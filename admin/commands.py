@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import apsw
 
 from trivium.admin import drivecommands, drivelife, report
+from trivium.admin.joining import Joining
 from trivium.admin.processes import drives
 from trivium.metadata import mapsettings
 from trivium.metadata.digest import digest
@@ -45,6 +46,7 @@ def register_commands(leader: Leader, endpoints: dict[str, str]) -> None:
             "fsck": commands.fsck,
             "dump": commands.dump,
             "scrub": commands.scrub,
+            **Joining(leader).commands(),
         }
     )
 
