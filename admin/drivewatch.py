@@ -11,11 +11,18 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
+from trivium.cluster.files import Space
+from trivium.cluster.store import space
 from trivium.cluster.wire import DriveReport, NodeReport
 
 log = logging.getLogger(__name__)
 
 PERIOD_S = 2.0
+
+
+def is_near_full(report: DriveReport) -> bool:
+    room = Space(report.bytes_total, report.bytes_free)
+    return room.total > 0 and not space.fits(room, 0, space.CLIENT)
 
 
 class DriveWatch:
@@ -34,6 +41,10 @@ class DriveWatch:
     def unfit(self) -> frozenset[bytes]:
         """Drives that take no new shards: down or full."""
         return frozenset(drive for drive, report in self.reports.items() if report.state != "ok")
+
+    def near_full(self) -> frozenset[bytes]:
+        """Drives over the limit for new data (85 %, and little is free)."""
+        return frozenset(drive for drive, report in self.reports.items() if is_near_full(report))
 
     def usable(self) -> frozenset[bytes]:
         """Drives that answer: healing has a limit of its own, which the drive itself holds."""

@@ -20,7 +20,8 @@ GIB = 1 << 30
 
 
 def drive(number: int, reason: str = "", weight: float = 1.0) -> DriveRow:
-    return DriveRow(bytes([number]) * 16, f"d{number}", b"n" * 16, f"r/h{number % 3}", weight, reason, f"drives/d{number}")
+    name = f"d{number}"
+    return DriveRow(bytes([number]) * 16, name, b"n" * 16, f"r/h{number % 3}", weight, reason, f"drives/{name}")
 
 
 def report(row: DriveRow, state: str = "ok", total: int = 100 * GIB, free: int = 90 * GIB) -> DriveReport:
