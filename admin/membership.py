@@ -22,8 +22,10 @@ import trio
 
 from trivium.cluster.clock import Clock
 from trivium.cluster.errors import ClusterError, Unavailable
+from trivium.cluster.files import Space
 from trivium.cluster.liveness import HEARTBEAT_S, T_S, Liveness
 from trivium.cluster.model import ClusterMap
+from trivium.cluster.store import space
 from trivium.cluster.transport.dial import addresses_of
 from trivium.cluster.transport.interface import Connection
 from trivium.cluster.wire import DriveReport, NodeReport, Ping, Service, decode_node_answer, encode_node_request
@@ -84,6 +86,10 @@ class Membership:
     def unfit(self) -> frozenset[bytes]:
         """Drives that take no new shards: down or full."""
         return frozenset(drive for drive, report in self.reports.items() if report.state != "ok")
+
+    def near_full(self) -> frozenset[bytes]:
+        """Drives over the limit for new data (85 %, and little is free)."""
+        return frozenset(drive for drive, report in self.reports.items() if is_near_full(report))
 
     def usable(self) -> frozenset[bytes]:
         """Drives that answer: healing has a limit of its own, which the drive itself holds."""
@@ -242,6 +248,11 @@ class Membership:
 
     def _reporter(self, drive: bytes) -> Member | None:
         return next((member for member in self._members.values() if drive in member.drives), None)
+
+
+def is_near_full(report: DriveReport) -> bool:
+    room = Space(report.bytes_total, report.bytes_free)
+    return room.total > 0 and not space.fits(room, 0, space.CLIENT)
 
 
 def _instead(drive: bytes, last: DriveReport | None, state: str, text: str) -> DriveReport:

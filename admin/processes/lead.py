@@ -127,7 +127,7 @@ class Leader:
             executor=executor,
             writer_executor=self._writer_executor,
             on_session_end=_end_session,
-            unfit=self.substrate.watch.unfit,
+            unfit=self._unfit,
             down=self.substrate.watch.down,
             fill=self.substrate.watch.fill,
             entitled=lambda: self._lease.valid(self.substrate.clock.boot_s()),
@@ -324,6 +324,15 @@ class Leader:
         self.substrate.follow(self.server.map)
         await self.server.groups.refresh()
         self.upkeep.drives_changed()
+
+    def _unfit(self) -> frozenset[bytes]:
+        """Drives for no new group. Nearly full ones are passed over while enough others are left for whole groups; else
+        groups keep them: dumps may use what puts may not, and the drives themselves refuse those."""
+        cluster_map, watch = self.substrate.map, self.substrate.watch
+        unfit = watch.unfit()
+        spared = unfit | watch.near_full()
+        left = [row for row in cluster_map.drives if not row.reason and row.weight > 0 and row.id not in spared]
+        return spared if len(left) >= max((pool.k + pool.m for pool in cluster_map.pools), default=0) else unfit
 
     def lost_drives(self) -> frozenset[bytes]:
         """Drives that hold nothing that counts: down, or gone from the map."""

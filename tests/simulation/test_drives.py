@@ -11,16 +11,17 @@ import pytest
 import trio
 
 from tests.simulation.runner import run_one
-from tests.simulation.simclients import BUCKET, Objects, check_listing, read_object
+from tests.simulation.simclients import BUCKET, Disk, Objects, check_listing, read_object
 from tests.simulation.simmodel import Model
 from tests.simulation.test_scenarios import LARGE, commit, files_of, put, stage
+from tests.simulation.test_volume import SIZE
 from tests.simulation.world import Client, World
 from trivium.admin import drivelife
 from trivium.admin.drivecommands import add_drive
 from trivium.admin.processes.drives import absolute
-from trivium.cluster.model import DriveRow
+from trivium.cluster.model import DriveRow, SegmentEntry
 from trivium.metadata import drain, heal, inventory, mapsettings
-from trivium.metadata.messages import CreateBucket, DeleteObject, MetadataError
+from trivium.metadata.messages import CreateBucket, CreateVolume, DeleteObject, MetadataError, OpenVolume
 
 SEEDS = 2
 Scenario = Callable[[World, Client], Awaitable[None]]
@@ -228,3 +229,30 @@ def test_no_more_drives_go_out_than_can_be_healed_and_a_lost_one_is_removed_only
         assert await read_object(await world.client("cold"), b"x") == value
 
     on_drives(scenario, count=6)
+
+
+def test_the_log_of_a_dead_export_leaves_a_draining_drive_and_what_was_flushed_stays() -> None:
+    async def scenario(world: World, client: Client) -> None:
+        await client.metadata.call(CreateVolume("v", SIZE))
+        disk = Disk()
+        chain: tuple[SegmentEntry, ...] = ()
+        while not chain:  # an export that dies with records in its log
+            guest = await world.client("guest")
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(disk.turn, guest, random.Random(world.rng.random()), 40)
+                await trio.sleep(world.rng.random() * 3)
+                guest.crash()
+                nursery.cancel_scope.cancel()
+            await trio.sleep(60)  # its session ends
+            (state,) = await client.metadata.call(OpenVolume("v", read_only=True))
+            chain = state.log
+        leader = await world.until_up()
+        row = next(row for row in leader.server.map.drives if row.id == chain[-1].drives[0])
+        await drivelife.drain_drive(leader, row.name)
+        await until(world, "drained", partial(is_drained, world, row.name))
+        await drivelife.remove_drive(leader, row.name)
+        world.files.wipe(absolute(world.data, row.path))
+        await disk.turn(await world.client("after"), world.rng, 0, patient=True)
+        await world.check_rows(drives=True)
+
+    on_drives(scenario)
