@@ -1,4 +1,4 @@
-"""python -m bench [files|blocks|objects|codec|quic ...]: one JSON object on standard output, progress on standard error."""
+"""python -m bench [files|blocks|objects|codec|heal|quic ...]: one JSON object on stdout, progress on stderr."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import json
 import os
 import sys
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 
-from bench import blocks, codec, files, objects, quic
+from bench import blocks, codec, files, heal, objects, quic
 from bench.pool import bench_pool
 
 
@@ -22,7 +23,7 @@ def say(text: str) -> None:
 
 
 def main(wanted: list[str]) -> None:
-    parts = wanted or ["codec", "quic", "files", "blocks", "objects"]
+    parts = wanted or ["codec", "quic", "heal", "files", "blocks", "objects"]
     out: dict[str, object] = {"cold": os.access("/proc/sys/vm/drop_caches", os.W_OK), "cores": os.cpu_count()}
     with tempfile.TemporaryDirectory(prefix="trivium-bench-", dir=os.environ.get("TRIVIUM_BENCH_DIR")) as directory:
         work = Path(directory)
@@ -34,10 +35,10 @@ def main(wanted: list[str]) -> None:
         if "quic" in parts:
             say("QUIC and TCP between two processes")
             out["quic"] = quic.measure()
-        if not {"files", "blocks", "objects"} & set(parts):
-            print(json.dumps(out, indent=1))
-            return
-        with bench_pool(work) as pool:
+        if "heal" in parts:
+            say("healing one drive, and clients meanwhile")
+            out["heal"] = heal.measure(work)
+        with bench_pool(work) if {"files", "blocks", "objects"} & set(parts) else nullcontext() as pool:
             if "files" in parts:
                 say("files: local disk, then the mount")
                 base, ours = files.measure(local), files.measure(pool.mountpoint)

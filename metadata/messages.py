@@ -778,6 +778,13 @@ class Locate(Message, tag="locate", frozen=True):
     chunks: tuple[ChunkId, ...]
 
 
+class NarrowChunks(Message, tag="narrow_chunks", frozen=True):
+    """Chunks of a volume that its writer is to write anew now: written on fewer drives than the pool's profile says.
+    Empty while the pool is not whole, or not long enough. Answers a tuple of ChunkId."""
+
+    volume: int
+
+
 Query = (
     Lookup
     | GetAttr
@@ -796,6 +803,7 @@ Query = (
     | UnknownUsers
     | ListVolumes
     | GetVolume
+    | NarrowChunks
     | Locate
     | MemberQuery
 )
@@ -1008,6 +1016,7 @@ RESULT_TYPES: dict[type, Any] = {
     GetCredential: Credential,
     UnknownUsers: tuple[str, ...],
     ListVolumes: tuple[VolumeInfo, ...],
+    NarrowChunks: tuple[ChunkId, ...],
     GetVolume: VolumeInfo,
     Locate: tuple[Placed | None, ...],
     **MEMBER_RESULTS,

@@ -93,6 +93,7 @@ QUERIES: dict[type, Callable[[Any, Any], Any]] = {
     messages.UnknownUsers: accounts.unknown_users,
     messages.ListVolumes: volumes.list_volumes,
     messages.GetVolume: volumes.get_volume,
+    messages.NarrowChunks: lambda reader, query: (),  # the leader knows when it is time
     messages.Locate: locate,
     **members.MEMBER_QUERIES,
 }

@@ -64,6 +64,7 @@ class Widening:
         self._read, self._commit, self._chunks = read, commit, chunks
         self._whole, self._pace, self._also = whole, pace, also
         self._since: float | None = None
+        self.ready = False  # as of the last look, for other threads
         self.progress = Progress()
 
     def allowed(self) -> bool:
@@ -88,9 +89,8 @@ class Widening:
 
     async def look(self) -> None:
         """One look: is the pool whole, for how long, and what is narrow."""
-        if not await self._still_whole():
-            return
-        if not self.allowed():
+        self.ready = await self._still_whole() and self.allowed()
+        if not self.ready:
             return
         self._also()
         left: narrow.Tally = await self._read(narrow.tally)
@@ -101,7 +101,7 @@ class Widening:
             for group in await self._read(narrow.groups):
                 await self._group(group)
         except Unfit:
-            self._since = None
+            self._since, self.ready = None, False
 
     async def _still_whole(self) -> bool:
         if not await self._whole():

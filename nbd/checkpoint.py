@@ -218,3 +218,15 @@ def sparse_pages(table: PageTable, below: float = 0.25) -> set[int]:
 
 def position_of(entry: int) -> int:
     return entry & POSITION_MASK
+
+
+def pages_in(table: PageTable, numbers: set[int]) -> set[int]:
+    """Pages that lie in these MAP chunks, and one page of each directory page that does."""
+    found = set()
+    for which, entries in table.pages.items():
+        own = table.places.get(which, 0) >> 16 in numbers
+        for i, entry in enumerate(entries):
+            if entry and (entry >> 16 in numbers or own):
+                found.add((which << PAGE_SHIFT) + i)
+                own = False
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import partial
 from typing import Any
 
@@ -27,6 +28,12 @@ class Checkpointer:
     @property
     def needed(self) -> bool:
         return bool(self._held.core.base.dirty or self._stale)
+
+    def renew(self, chunks: Collection[ChunkId]) -> None:
+        """The next checkpoint writes again what lies in these MAP chunks."""
+        numbers = {number for number, info in self._pages.maps.items() if info.ref.chunk in chunks}
+        with self._held.core.lock:
+            self._held.core.base.dirty |= form.pages_in(self._pages, numbers)
 
     async def idle(self) -> None:
         """No checkpoint is under way when this returns (until the next checkpoint of the event loop)."""

@@ -25,20 +25,25 @@ RUN_BLOCKS = 256
 COPY_BLOCKS_MAX = (VOLUME_CHUNK_SIZE >> BLOCK_SHIFT) - 32
 PIECES_MAX = 2048
 
+Run = tuple[int, int, int]  # block, blocks, entry of the map
+
 
 class Cleaner:
     """One at a time per volume, on the event loop."""
 
     def __init__(self, held: Leased) -> None:
         self._held = held
+        self.one = trio.Lock()  # who copies: the widener does as well
 
     async def run(self) -> None:
         while True:
             await trio.sleep(self._held.tuning.clean_period_s)
-            moved = await self.clean()
-            while moved:
+            while await self._round():  # noqa: ASYNC110 (a pause between rounds, no waiting for anything)
                 await trio.sleep(0.05)  # room for others between rounds
-                moved = await self.clean()
+
+    async def _round(self) -> int:
+        async with self.one:
+            return await self.clean()
 
     def victims(self) -> list[ChunkInfo]:
         """Chunks worth cleaning, least live first: together they fill at most one chunk, and free at least one."""
@@ -63,11 +68,11 @@ class Cleaner:
     async def clean(self) -> int:
         """One round. Returns how many blocks it moved."""
         held = self._held
-        copies: list[tuple[int, int, int]] = []  # (block, blocks, source entry)
+        copies: list[Run] = []  # (block, blocks, source entry)
         blocks = 0
         for info in self.victims():
             try:
-                live = await self._live_runs(info)
+                live = await self.live_runs(info)
             except (NotFound, ChunkLost, Corrupt, Unavailable):
                 continue
             count = sum(run[1] for run in live)
@@ -78,12 +83,12 @@ class Cleaner:
         if not copies:
             return 0
         try:
-            data = [await self._bytes_of(entry, count) for _, count, entry in copies]
+            data = [await self.bytes_of(entry, count) for _, count, entry in copies]
         except (NotFound, ChunkLost, Corrupt, Unavailable, KeyError):
             return 0
-        return await self._store(copies, data, blocks) if held.core.failed is None else 0
+        return await self.store(copies, data, blocks) if held.core.failed is None else 0
 
-    async def _store(self, copies: list[tuple[int, int, int]], data: list[memoryview], blocks: int) -> int:
+    async def store(self, copies: list[Run], data: list[memoryview], blocks: int) -> int:
         held = self._held
         core = held.core
         number = core.new_number()
@@ -100,11 +105,11 @@ class Cleaner:
         stored = await held.commit_segment(stored, upto, upto)
         return core.commit_copy(ChunkInfo(number, stored.refs[0], upto + 1, upto, blocks), pieces)
 
-    async def _live_runs(self, info: ChunkInfo) -> list[tuple[int, int, int]]:
+    async def live_runs(self, info: ChunkInfo) -> list[Run]:
         """(block, blocks, entry) of what the map still maps to this chunk."""
         core = self._held.core
         table = await read_table(self._held.chunks, info.ref)
-        live: list[tuple[int, int, int]] = []
+        live: list[Run] = []
         for block, count, kind, _, position, _ in table.pieces:
             if kind not in (DATA, COPY):
                 continue
@@ -114,7 +119,7 @@ class Cleaner:
             live += [run for run in runs if run[2] == shift + run[0]]
         return live
 
-    async def _bytes_of(self, entry: int, count: int) -> memoryview:
+    async def bytes_of(self, entry: int, count: int) -> memoryview:
         ref = self._held.core.table[entry >> 16].ref
         start = (entry & 0xFFFF) << BLOCK_SHIFT
         return await self._held.chunks.get(Ref(ref.chunk, ref.offset + start, count << BLOCK_SHIFT))

@@ -42,6 +42,7 @@ from trivium.nbd.reader import AHEAD_BYTES, ChunkReader, Moved
 from trivium.nbd.recovery import Recovered, recover
 from trivium.nbd.sealer import Sealer
 from trivium.nbd.spacewatch import SpaceWatch
+from trivium.nbd.widener import Widener
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -86,6 +87,7 @@ class Volume:
         self._sealer = Sealer(self.held, volume_log) if volume_log is not None else None
         self._checkpointer = Checkpointer(self.held, recovered.pages, recovered.stale)
         self.cleaner = Cleaner(self.held)
+        self.widener = Widener(self.held, self.cleaner, self._checkpointer, self.checkpoint)
         self.space = SpaceWatch(self.held)
         self._must_checkpoint = recovered.must_checkpoint
         self._appending = False
@@ -341,6 +343,7 @@ class Volume:
                     background.start_soon(self.space.run)
                     background.start_soon(self._checkpoint_regularly, self._sealer)
                     background.start_soon(self.cleaner.run)
+                    background.start_soon(self.widener.run)
                     background.start_soon(self._give_back_regularly)
 
     async def _log_regularly(self) -> None:

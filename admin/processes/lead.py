@@ -35,7 +35,7 @@ from trivium.cluster.errors import ClusterError, Corrupt, Refused, Unavailable
 from trivium.cluster.liveness import LeaderLease
 from trivium.cluster.log import LogOptions, LogParts, LogWriter
 from trivium.cluster.logplan import LogOwner, choose_drives
-from trivium.cluster.model import ClusterMap, Root
+from trivium.cluster.model import ChunkId, ClusterMap, Root
 from trivium.cluster.model import Leader as LeaderRow
 from trivium.cluster.pacing import FLOOR_BYTES_S
 from trivium.cluster.root import DriveRegister, RootChain
@@ -43,11 +43,11 @@ from trivium.cluster.rootplan import choose_root_drives, swap_voter
 from trivium.cluster.takeover import WAIT_S, takeover
 from trivium.cluster.transport.interface import Connection
 from trivium.cluster.transport.memory import MemoryServer
-from trivium.metadata import database, dump, forming, lifelock, migrations, recovery
+from trivium.metadata import database, dump, forming, lifelock, migrations, narrow, recovery
 from trivium.metadata.client import MetadataClient
 from trivium.metadata.digest import digest_of
 from trivium.metadata.diskroom import DiskRoom
-from trivium.metadata.messages import Credential, FsInfo, SetCredential, StatFs
+from trivium.metadata.messages import Credential, FsInfo, NarrowChunks, SetCredential, StatFs
 from trivium.metadata.offline import OfflineCatalog
 from trivium.metadata.operations import OPERATIONS, QUERIES, end_session
 from trivium.metadata.server import MetadataServer
@@ -74,6 +74,7 @@ class Leader:
         self._writer_executor = writer_executor or ThreadExecutor(1)
         self._log_options = log_options or LogOptions()
         self.formed_now = substrate.forming
+        self.widen_volumes: Callable[[], bool] = lambda: False  # asked on any thread
         self.heal_floor_bytes_s = FLOOR_BYTES_S  # of healing, rebalancing and scrub, however slow clients are
         self.on_credential: Callable[[str], None] = lambda access_key: None
         self.starter = substrate.random.randbytes(16)
@@ -121,7 +122,7 @@ class Leader:
             metalog,
             cluster=self.substrate.cluster,
             operations=OPERATIONS,
-            queries={**QUERIES, StatFs: self._statfs},
+            queries={**QUERIES, StatFs: self._statfs, NarrowChunks: self._narrow},
             clock=self.substrate.clock,
             random=self.substrate.random,
             executor=executor,
@@ -207,6 +208,9 @@ class Leader:
             row = reader.one("SELECT count(*) FROM inodes")
             self._inodes, self._inodes_until_s = row[0] if row else 0, now + INODE_COUNT_S
         return FsInfo(total, free, self._inodes)
+
+    def _narrow(self, reader: Reader, query: NarrowChunks) -> tuple[ChunkId, ...]:
+        return narrow.of_volume(reader, query.volume, 1024) if self.widen_volumes() else ()
 
     async def read(self, query: Callable[[Reader], Any]) -> Any:
         """One query on a snapshot."""

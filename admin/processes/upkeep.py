@@ -124,6 +124,7 @@ class Upkeep:
         self.widening = Widening(
             leader.read, self._commit, leader.chunks, whole=self.is_whole, pace=self.pacer, also=self._widen_dump
         )
+        leader.widen_volumes = lambda: self.widening.ready
         self.rebalancer = Rebalancer(
             leader.read,
             self.healer.relocate,

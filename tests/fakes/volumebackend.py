@@ -25,6 +25,7 @@ from trivium.metadata.messages import (
     GetVolume,
     ListVolumes,
     MetadataError,
+    NarrowChunks,
     OpenVolume,
     SetVolumeLog,
     StatFs,
@@ -60,6 +61,7 @@ class PoolState:
     free: int = 1 << 40
     refuse_chunks: int = 0  # so many commits answer CHUNK_REFUSED
     away: int = 0  # so many operations answer Unavailable
+    narrow: set[ChunkId] = field(default_factory=set)
     calls: list[Any] = field(default_factory=list)
 
     def collect(self) -> None:
@@ -108,6 +110,8 @@ class Client:
                 return (self._state().info,)
             case GetVolume():
                 return self._state().info
+            case NarrowChunks():
+                return tuple(chunk for chunk in self.pool.narrow if chunk in self.pool.rows)
             case StatFs():
                 return FsInfo(1 << 40, 0 if self.pool.full else self.pool.free, 0)
         raise NotImplementedError

@@ -6,9 +6,11 @@ import random
 from dataclasses import dataclass, field
 
 import trio
+import trio.testing
 
 from tests.fakes.volumebackend import Client, PoolState
 from tests.simulation.runner import run_schedules
+from trivium.cluster.model import ChunkId
 from trivium.nbd import core as core_module
 from trivium.nbd.leased import Tuning
 from trivium.nbd.volume import Volume
@@ -119,9 +121,20 @@ async def guest(volume: Volume, rng: random.Random, history: History, count: int
             await volume.checkpoint()
         elif dice < 0.9:
             await volume.cleaner.clean()
+        elif dice < 0.91:
+            await widen_all(volume)
         else:
             assert await volume.read(offset, length) == history.now()[offset : offset + length]
         await trio.lowlevel.checkpoint()
+
+
+async def widen_all(volume: Volume) -> set[ChunkId]:
+    """Every chunk is said to be narrow; answers those that were."""
+    client = volume.held.metadata
+    assert isinstance(client, Client)
+    narrow = client.pool.narrow = set(client.pool.rows)
+    await volume.widener.widen()
+    return narrow
 
 
 async def life(pool: PoolState, rng: random.Random, history: History, crash_after: int) -> bool:
@@ -168,6 +181,28 @@ async def crashes(seed: int, rng: random.Random) -> None:
     reader = await open_volume(pool.connect(), read_only=True)
     history.flushed = len(history.operations)
     history.settle(await reader.read(0, SIZE))
+
+
+def test_narrow_chunks_are_written_anew_and_hold_the_same() -> None:
+    async def main() -> None:
+        pool, rng = PoolState(random.Random(1), size=SIZE), random.Random(2)
+        history = History(bytearray(SIZE))
+        volume = await open_volume(pool.connect())
+        async with trio.open_nursery() as nursery:
+            await nursery.start(volume.run)
+            await guest(volume, rng, history, 60)
+            await volume.make_durable()
+            await volume.checkpoint()
+            narrow = await widen_all(volume)
+            assert len(narrow) > 3 and not narrow & set(pool.rows), "none of them is left"
+            pool.collect()
+            assert await volume.read(0, SIZE) == history.now()
+            await volume.close()
+            nursery.cancel_scope.cancel()
+        reader = await open_volume(pool.connect(), read_only=True)
+        assert await reader.read(0, SIZE) == history.now()
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
 def test_flushed_writes_survive_crashes_and_what_is_there_is_a_prefix(monkeypatch):  # type: ignore[no-untyped-def]
