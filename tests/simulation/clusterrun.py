@@ -78,8 +78,8 @@ class Run:
         for _ in range(count):
             await trio.sleep(self.rng.random() * self.rng.choice((0.3, 3, 20)))
             what = self.rng.choices(
-                ("kill", "power", "disk", "client", "all", "drive", "heal", "dump", "full", "rot", "stock"),
-                (10, 12, 10, 8, 4, 10, 10, 10, 4, 8, 4),
+                ("kill", "power", "disk", "client", "all", "drive", "heal", "dump", "full", "rot", "stock", "cut", "slow", "clock"),
+                (10, 12, 10, 8, 4, 10, 10, 10, 4, 8, 4, 8, 4, 4),
             )[0]
             self.trace(f"misfortune {what}")
             if self.rng.random() < 0.5:
@@ -167,12 +167,35 @@ class Run:
                 await inventory.list_empty(leader.server.writer.do, survey)
                 await inventory.collect_orphans(leader.server.writer.do, survey)
 
+    async def _cut(self) -> None:
+        """A partition between one client and the pool, in both directions or in one."""
+        living = [client for client in self.clients if not client.dead and not client.cut]
+        if living:
+            client, seconds = self.rng.choice(living), self.rng.choice((1, 8, 30, 60))
+            client.cut = self.rng.choice(("there", "back", "both"))
+            self.world.nursery.start_soon(self._mend, client, seconds)
+
+    async def _mend(self, client: Client, seconds: float) -> None:
+        await trio.sleep(seconds)
+        client.cut = ""
+
+    async def _slow(self) -> None:
+        """The pool's disks take seconds now and then, for a while."""
+        self.world.slow_s = self.rng.choice((0.5, 3.0))
+        await trio.sleep(self.rng.random() * 20)
+        self.world.slow_s = 0.05
+
+    async def _clock(self) -> None:
+        """The pool's wall clock is set, by hours and in either direction."""
+        self.world.clock.offset_ns += round(self.rng.uniform(-7200, 7200) * 1e9)
+
     # ---- proofs -----------------------------------------------------------------------------------------------
 
     async def finish(self, directory: str) -> None:
         world = self.world
         self.over = world.calm = True
         world.weather.loss = world.weather.repeat = 0.0
+        world.slow_s = 0.05
         world.files.crash_at = -1
         world.steps.arm(0, lambda: None)
         for client in self.clients:
