@@ -64,8 +64,8 @@ def table(verdicts: Iterable[Verdict], seeds: int) -> str:
     lines = [
         "# Deliberate faults and what says so",
         "",
-        "`make mutations` breaks the product on purpose, one fault at a time (tests/mutations/listed.py: a change of one",
-        "place, made while the module is imported and never in the work tree), and writes this table. First come seeds",
+        "`make mutations` breaks the product on purpose, one fault at a time (tests/mutations/listed.py: a change of",
+        "one place, made while the module is imported, never in the work tree) and writes this table. First come seeds",
         f"0 to {seeds - 1} of the whole-cluster simulation; a fault that these do not notice runs against the narrower",
         "tests that it names. A fault that nothing notices fails the run, and so does one whose place has changed.",
         "",

@@ -9,8 +9,8 @@ A breach is printed as its last line.
 
 from __future__ import annotations
 
+import importlib
 import importlib.machinery
-import importlib.util
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -31,7 +31,12 @@ def mutated(source: str, edits: list[Edit]) -> str:
 
 
 def install(edits: tuple[Edit, ...]) -> None:
-    """Loaders give the changed code of the modules concerned (compiled anew: no cached bytecode is used or made)."""
+    """Import the modules concerned with their changes (compiled anew: no cached bytecode is used or made).
+
+    Nothing of the product may have been imported before. ValueError: an edit does not fit.
+    """
+    early = [name for name in sys.modules if name.startswith("trivium")]
+    assert not early, f"imported before it could be changed: {early}"
     wanted: dict[str, list[Edit]] = defaultdict(list)
     for edit in edits:
         wanted[edit.module].append(edit)
@@ -45,6 +50,8 @@ def install(edits: tuple[Edit, ...]) -> None:
         return compile(mutated(Path(path).read_text(), wanted[fullname]), path, "exec", dont_inherit=True)
 
     loader.get_code = get_code  # type: ignore[method-assign]
+    for module in wanted:
+        importlib.import_module(module)
 
 
 def run_seeds(seeds: list[int]) -> str:
@@ -70,15 +77,11 @@ def innermost(error: BaseException) -> str:
 
 def main(name: str, how: str, arguments: list[str]) -> int:
     mutation = next(one for one in MUTATIONS if one.name == name)
-    for edit in mutation.edits:
-        spec = importlib.util.find_spec(edit.module)
-        assert spec is not None and spec.origin is not None, edit.module
-        try:
-            mutated(Path(spec.origin).read_text(), [edit])
-        except ValueError as error:
-            print(error)
-            return STALE
-    install(mutation.edits)
+    try:
+        install(mutation.edits)
+    except ValueError as error:
+        print(error)
+        return STALE
     if how == "sim":
         breach = run_seeds([int(argument) for argument in arguments])
         print(breach)

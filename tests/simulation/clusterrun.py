@@ -25,6 +25,11 @@ from trivium.metadata import inventory
 from trivium.metadata.dump import DumpRefused
 from trivium.metadata.messages import CreateBucket, CreateVolume, GetBucket, MetadataError
 
+MISFORTUNES = {  # and how often
+    "kill": 10, "power": 12, "disk": 10, "client": 8, "all": 4, "drive": 10, "heal": 10, "dump": 10, "full": 4,
+    "rot": 8, "stock": 4, "cut": 8, "slow": 4, "clock": 4,
+}  # fmt: skip
+
 
 class Run:
     def __init__(self, rng: random.Random, world: World, trace: Trace) -> None:
@@ -77,10 +82,7 @@ class Run:
     async def misfortunes(self, count: int) -> None:
         for _ in range(count):
             await trio.sleep(self.rng.random() * self.rng.choice((0.3, 3, 20)))
-            what = self.rng.choices(
-                ("kill", "power", "disk", "client", "all", "drive", "heal", "dump", "full", "rot", "stock", "cut", "slow", "clock"),
-                (10, 12, 10, 8, 4, 10, 10, 10, 4, 8, 4, 8, 4, 4),
-            )[0]
+            what = self.rng.choices(tuple(MISFORTUNES), tuple(MISFORTUNES.values()))[0]
             self.trace(f"misfortune {what}")
             if self.rng.random() < 0.5:
                 self.world.remember_database()
