@@ -4,7 +4,7 @@ PY := .venv/bin/python
 BIN := .venv/bin
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help setup setup-test demo test up bench soak soak-sim lint docs lock clean
+.PHONY: help setup setup-test demo test up bench scale soak soak-sim mutations lint docs lock clean
 help:           ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
 
@@ -26,11 +26,17 @@ up: setup       ## run a pool in ./data (Ctrl-C stops it)
 bench: setup-test ## one JSON object: every face against the local disk in one run
 	@$(PY) -m bench
 
+scale: setup-test ## placement at 10 to 10,000 drives: balance, repair, probability of loss, as tables
+	@$(PY) -m bench.scale
+
 soak: setup-test ## long runs that add up: a ledger in .soak/ keeps the rounds and seeds done (ROUNDS=200)
 	$(PY) -m tests.soak --rounds $(or $(ROUNDS),200)
 
 soak-sim: setup-test ## whole-cluster simulations with new seeds, counted in .soak/sim.jsonl (SEEDS=500)
 	$(PY) -m tests.simsoak --seeds $(or $(SEEDS),500) --jobs 2
+
+mutations: setup-test ## break the product on purpose, fault by fault: the simulation must notice (writes docs/mutations.md)
+	$(PY) -m tests.mutations --write
 
 lint: setup-test ## ruff, mypy strict, layers
 	$(BIN)/ruff check .

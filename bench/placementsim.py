@@ -125,7 +125,7 @@ class Repair:
     doubled: int  # substitutes that stand on a host with another shard although a host without one was there
 
 
-def repair(filled: Filled, lost: DriveRow, drive_mb_s: float, wait_hours: float, most: int = 400) -> Repair:
+def repair(filled: Filled, lost: DriveRow, drive_mb_s: float, wait_hours: float, most: int = 60) -> Repair:
     """Rebuild what one drive held: k shards read, one written, by the drive with the most to do; then the wait for out.
 
     Of many groups a sample of `most` stands for all.

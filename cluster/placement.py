@@ -227,7 +227,7 @@ def _tree(drives: Sequence[DriveRow], used: Counter[bytes], levels: Mapping[byte
     """The domains; what is inside one is made when somebody looks into it (`_Node.inside`)."""
     homes: dict[str, list[tuple[DriveRow, float]]] = {}
     for row in drives:
-        weight = row.weight / (1 + used[row.id]) * levels.get(row.id, 1.0)
+        weight = row.weight / (1 + used.get(row.id, 0)) * levels.get(row.id, 1.0)
         homes.setdefault(row.domain, []).append((row, weight))
     root = _Node(())
     for domain, rows in homes.items():

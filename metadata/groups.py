@@ -150,8 +150,9 @@ class OpenGroups:
         return len(self._of(pool.id)) < self._wanted(pool) and self._propose(pool, frozenset()) is not None
 
     async def _fill(self, pool: PoolRow, without: frozenset[bytes]) -> None:
+        """A few at once: a large pool takes data before all of its groups are open."""
         missing = self._wanted(pool) - len(self._of(pool.id))
-        for _ in range(missing):
+        for _ in range(min(missing, placement.MAX_OPEN_GROUPS)):
             if await self._open(pool, without, ()) is None:
                 return
 

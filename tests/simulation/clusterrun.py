@@ -25,6 +25,11 @@ from trivium.metadata import inventory
 from trivium.metadata.dump import DumpRefused
 from trivium.metadata.messages import CreateBucket, CreateVolume, GetBucket, MetadataError
 
+MISFORTUNES = {  # and how often
+    "kill": 10, "power": 12, "disk": 10, "client": 8, "all": 4, "drive": 10, "heal": 10, "dump": 10, "full": 4,
+    "rot": 8, "stock": 4, "cut": 8, "slow": 4, "clock": 4,
+}  # fmt: skip
+
 
 class Run:
     def __init__(self, rng: random.Random, world: World, trace: Trace) -> None:
@@ -77,10 +82,7 @@ class Run:
     async def misfortunes(self, count: int) -> None:
         for _ in range(count):
             await trio.sleep(self.rng.random() * self.rng.choice((0.3, 3, 20)))
-            what = self.rng.choices(
-                ("kill", "power", "disk", "client", "all", "drive", "heal", "dump", "full", "rot", "stock"),
-                (10, 12, 10, 8, 4, 10, 10, 10, 4, 8, 4),
-            )[0]
+            what = self.rng.choices(tuple(MISFORTUNES), tuple(MISFORTUNES.values()))[0]
             self.trace(f"misfortune {what}")
             if self.rng.random() < 0.5:
                 self.world.remember_database()
@@ -167,12 +169,35 @@ class Run:
                 await inventory.list_empty(leader.server.writer.do, survey)
                 await inventory.collect_orphans(leader.server.writer.do, survey, leader.upkeep.healer.moving)
 
+    async def _cut(self) -> None:
+        """A partition between one client and the pool, in both directions or in one."""
+        living = [client for client in self.clients if not client.dead and not client.cut]
+        if living:
+            client, seconds = self.rng.choice(living), self.rng.choice((1, 8, 30, 60))
+            client.cut = self.rng.choice(("there", "back", "both"))
+            self.world.nursery.start_soon(self._mend, client, seconds)
+
+    async def _mend(self, client: Client, seconds: float) -> None:
+        await trio.sleep(seconds)
+        client.cut = ""
+
+    async def _slow(self) -> None:
+        """The pool's disks take seconds now and then, for a while."""
+        self.world.slow_s = self.rng.choice((0.5, 3.0))
+        await trio.sleep(self.rng.random() * 20)
+        self.world.slow_s = 0.05
+
+    async def _clock(self) -> None:
+        """The pool's wall clock is set, by hours and in either direction."""
+        self.world.clock.offset_ns += round(self.rng.uniform(-7200, 7200) * 1e9)
+
     # ---- proofs -----------------------------------------------------------------------------------------------
 
     async def finish(self, directory: str) -> None:
         world = self.world
         self.over = world.calm = True
         world.weather.loss = world.weather.repeat = 0.0
+        world.slow_s = 0.05
         world.files.crash_at = -1
         world.steps.arm(0, lambda: None)
         for client in self.clients:

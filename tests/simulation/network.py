@@ -31,8 +31,13 @@ class Network:
     def __init__(self, rng: random.Random, weather: Weather, nursery: trio.Nursery) -> None:
         self.rng, self.weather, self._nursery = rng, weather, nursery
 
-    def connect(self, target: Target, dead: Callable[[], bool]) -> LossyConnection:
-        return LossyConnection(self, target, dead)
+    def connect(self, target: Target, dead: Callable[[], bool], cut: Callable[[], str] = str) -> LossyConnection:
+        return LossyConnection(self, target, dead, cut)
+
+    async def silence(self) -> None:
+        """Nothing comes, or an error does: it depends on who has cut the line."""
+        if self.rng.random() < 0.3:
+            await trio.sleep(10)
 
     async def travel(self) -> None:
         await trio.sleep(self.rng.random() * self.weather.delay_s)
@@ -53,12 +58,13 @@ class Network:
 
 
 class LossyConnection:
-    """A Connection from a client machine (`dead` when it has crashed: nothing of it is sent any more)."""
+    """A Connection from a client machine (`dead` when it has crashed: nothing of it is sent any more). `cut`: "there",
+    "back" or "both" while a partition lasts: what it asks does not arrive, or is done and it never hears of it."""
 
     local = False
 
-    def __init__(self, network: Network, target: Target, dead: Callable[[], bool]) -> None:
-        self._network, self._target, self._dead = network, target, dead
+    def __init__(self, network: Network, target: Target, dead: Callable[[], bool], cut: Callable[[], str]) -> None:
+        self._network, self._target, self._dead, self._cut = network, target, dead, cut
 
     def _way(self) -> Connection:
         server = self._target()
@@ -69,6 +75,9 @@ class LossyConnection:
     async def request(self, service: Service, body: bytes, payload: Buffer | Sequence[Buffer] = b"") -> Reply:
         network = self._network
         await network.travel()
+        if self._cut() in ("there", "both"):
+            await network.silence()
+            raise Unavailable("cut off: it never arrives")
         if network.loses():
             if network.rng.random() < 0.5 and not self._dead() and service == Service.METADATA:
                 network.again(self._target, service, bytes(body))  # lost here, and yet it arrives
@@ -79,6 +88,10 @@ class LossyConnection:
         if service == Service.METADATA and network.rng.random() < network.weather.repeat and not self._dead():
             network.again(self._target, service, bytes(body))
         await network.travel()
+        if self._cut() in ("back", "both"):
+            reply.close()
+            await network.silence()
+            raise Unavailable("cut off: no answer arrives")
         if network.loses():
             reply.close()
             raise Unavailable("lost on the way back")
@@ -86,8 +99,10 @@ class LossyConnection:
 
     async def subscribe(self, service: Service, body: bytes) -> AsyncIterator[bytes]:
         await self._network.travel()
+        if self._cut() in ("there", "both"):
+            raise Unavailable("cut off: it never arrives")
         async for event in self._way().subscribe(service, body):
-            if self._network.loses():
+            if self._cut() in ("back", "both") or self._network.loses():
                 raise Unavailable("the stream broke")
             yield event
 

@@ -72,15 +72,15 @@ class Life:
 
 
 class MortalExecutor(InlineExecutor):
-    """Inline; a dead process's disks and database see nothing more of it. Some calls take a while."""
+    """Inline; a dead process's disks and database see nothing more of it. Some calls take a while (`slow_s`)."""
 
-    def __init__(self, life: Life, rng: random.Random) -> None:
-        self._life, self._rng = life, rng
+    def __init__(self, life: Life, rng: random.Random, slow_s: Callable[[], float]) -> None:
+        self._life, self._rng, self._slow_s = life, rng, slow_s
 
     async def run(self, fn: Callable[[Unpack[Ts]], T], *args: *Ts) -> T:
         if self._rng.random() < 0.02:
             with trio.CancelScope(shield=True):
-                await trio.sleep(self._rng.random() * 0.05)
+                await trio.sleep(self._rng.random() * self._slow_s())
         else:
             await trio.lowlevel.checkpoint()
         if self._life.dead and getattr(fn, "__name__", "") != "close":
@@ -91,6 +91,15 @@ class MortalExecutor(InlineExecutor):
         result = fn(*args)
         await trio.lowlevel.cancel_shielded_checkpoint()
         return result
+
+
+class SteppedClock(TrioClock):
+    """The machine's wall clock is set, forwards and backwards; what counts periods is not."""
+
+    offset_ns = 0
+
+    def wall_ns(self) -> int:
+        return super().wall_ns() + self.offset_ns
 
 
 class Steps(trio.abc.Instrument):
@@ -116,6 +125,7 @@ class Client:
     def __init__(self, world: World, name: str) -> None:
         self.world, self.name = world, name
         self.crashed = trio.Event()
+        self.cut = ""  # while a partition lasts: "there", "back" or "both"
         self.scope = trio.CancelScope()
         self.ended: list[str] = []
         rng = random.Random(world.rng.random())
@@ -127,10 +137,10 @@ class Client:
         self.fs: Filesystem
 
     async def _connect(self) -> Connection:
-        return self.world.network.connect(self.world.metadata_server, lambda: self.dead)
+        return self.world.network.connect(self.world.metadata_server, lambda: self.dead, lambda: self.cut)
 
     async def _connect_node(self, node: bytes) -> Connection:
-        return self.world.network.connect(self.world.node_server, lambda: self.dead)
+        return self.world.network.connect(self.world.node_server, lambda: self.dead, lambda: self.cut)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         with self.scope:
@@ -195,6 +205,8 @@ class World:
         self.failed_inodes: set[int] = set()
         self.lost: set[bytes] = set()  # drives that were lost and not yet replaced
         self.pause_s = 0.0  # until the next life; 0: any
+        self.slow_s = 0.05  # the most that a slow call of a disk takes
+        self.clock = SteppedClock()
         self._forget = False
         self.calm = False  # no faults any more: the process must not end by itself
         self._stopping = False
@@ -274,7 +286,7 @@ class World:
         files, data = self.files, self.data
         forming = not self._known
         stores, absent, newest = self._open_drives()
-        executor = MortalExecutor(life, self.rng)
+        executor = MortalExecutor(life, self.rng, lambda: self.slow_s)
         first = self._first_map(stores) if forming else None
         substrate = Substrate(
             data,
@@ -284,7 +296,7 @@ class World:
             first,
             files=files,
             executor=executor,
-            clock=TrioClock(),
+            clock=self.clock,
             random=random.Random(self.rng.random()),
         )
         leader = life.leader = Leader(

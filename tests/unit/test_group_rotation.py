@@ -41,9 +41,11 @@ def test_a_group_with_its_share_makes_place(monkeypatch: pytest.MonkeyPatch) -> 
 
     async def main(server: MetadataServer, client: MetadataClient) -> None:
         first, second = server.groups.offered()[:2]
+        await trio.sleep(groups.ROTATE_PAUSE_S)  # by and by all are open
+        before = len(server.groups.offered())
+        assert before == 17
         await fill(client, first, 3)
         await fill(client, second, 2)
-        before = len(server.groups.offered())
         await trio.sleep(3 * groups.ROTATE_PAUSE_S)
         offered = server.groups.offered()
         assert first not in offered and second in offered and len(offered) == before
