@@ -54,7 +54,7 @@ class View:
                 return None
             child = self.inodes.get(ino) if ino else None
             if child is not None and child.fresh:
-                return child
+                return self.inodes.asked_for(child)
         with self.inodes.watch() as seen:
             try:
                 entry: Entry = await self.metadata.ask(Lookup(parent, name, lease=1))
@@ -69,9 +69,12 @@ class View:
         return child
 
     async def _list(self, directory: Inode) -> None:
-        """Learn all names of a directory that is not large: from then on no name that is absent is asked for."""
+        """Learn all names of a directory that is not large, and what they name: from then on no name that is absent is
+        asked for, and none that is there is asked for one by one."""
         with self.inodes.watch() as seen:
             page: DirPage = await self.metadata.ask(ReadDir(directory.ino, 0, LIST_MAX, lease=1))
+            for entry in page.entries:
+                self.inodes.ahead(entry.attr, seen)
         directory.asked = 0
         if page.more:
             directory.list_after = min(1 << 20, directory.list_after * 64)

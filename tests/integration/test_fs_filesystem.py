@@ -132,6 +132,62 @@ def test_what_was_made_here_is_known_here_until_another_changes_it() -> None:
     run(test, 2)
 
 
+def test_a_listing_answers_for_what_it_named_until_that_is_changed() -> None:
+    async def test(a: Filesystem, b: Filesystem) -> None:
+        top = (await a.mkdir(ROOT_INO, b"d", 0o755, ROOT)).ino
+        made = [await make(a, b"%d" % number, b"x" * number, parent=top) for number in range(30)]
+        await b.lookup(ROOT_INO, b"d")
+        for number in range(5):
+            await b.lookup(top, b"%d" % number)
+        asked: list[Any] = []
+        client = b._view.metadata
+        ask = client.ask
+
+        async def counted(query: Any) -> Any:
+            asked.append(query)
+            return await ask(query)
+
+        client.ask = counted  # type: ignore[method-assign]
+        sizes = [b.stat_of(await b.lookup(top, b"%d" % number)).size for number in range(30)]
+        assert sizes == list(range(30)) and asked == []
+        await a.setattr(made[20], ROOT, mode=0o600)
+        await a.unlink(top, b"21")
+        await a.rename(top, b"22", top, b"23")
+        assert stat.S_IMODE(b.stat_of(await b.lookup(top, b"20")).mode) == 0o600
+        for name in (b"21", b"22"):
+            with pytest.raises(OSError):
+                await b.lookup(top, name)
+        assert (await b.lookup(top, b"23")).ino == made[22]
+
+    run(test, 2)
+
+
+def test_what_only_a_listing_told_of_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trivium.fs.inodes.AHEAD_MAX", 10)
+
+    async def test(a: Filesystem, b: Filesystem) -> None:
+        top = (await a.mkdir(ROOT_INO, b"d", 0o755, ROOT)).ino
+        for number in range(40):
+            await make(a, b"%d" % number, parent=top)
+        await b.lookup(ROOT_INO, b"d")
+        for number in range(3):
+            await b.lookup(top, b"%d" % number)
+        inodes = b._view.inodes
+        assert len(inodes) <= 1 + 3 + 10
+        kept = [await b.lookup(top, b"%d" % number) for number in range(40)]
+        assert len(inodes) == 1 + 40 and all(inodes.get(inode.ino) is inode for inode in kept)
+        for inode in kept:
+            b.forget(inode.ino, inode.lookups)
+        assert len(inodes) == 1
+        await b.lookup(top, b"5")
+        for number in range(3):
+            await b.lookup(top, b"%d" % number)
+        b.on_lapsed()
+        assert (await b.lookup(top, b"7")).lookups == 1
+
+    run(test, 2)
+
+
 def test_two_mounts_that_make_and_remove_in_one_directory_agree() -> None:
     async def test(a: Filesystem, b: Filesystem) -> None:
         top = (await a.mkdir(ROOT_INO, b"d", 0o755, ROOT)).ino
