@@ -315,22 +315,22 @@ class Filesystem:
         if above.mode & stat.S_ISGID:
             gid = above.gid
             mode |= stat.S_ISGID if stat.S_ISDIR(mode) else 0
-        operation = Create(parent, name, mode, caller.uid, gid, rdev, target, exclusive)
-        (entry,), seen = await self._view.change(operation, inos=(parent,))
+        operation = Create(parent, name, mode, caller.uid, gid, rdev, target, exclusive, lease=1)
+        entry, seen = await self._view.change(operation, above=(parent,))
         assert isinstance(entry, Entry) and entry.attr is not None
         inode = self._view.inodes.install(entry.attr, seen, mutation=True)
         self._view.named(parent, name, inode.ino, seen)
         inode.virgin = entry.created
         if entry.created and inode.leased:
             inode.xattrs = {}
-            inode.complete = inode.is_dir
+            inode.complete = entry.empty
         return self._counted(parent, name, inode), entry.created
 
     async def link(self, ino: int, parent: int, name: bytes) -> Inode:
         check_name(name)
         inode = await self._view.known(ino)
         await self._settle(inode)
-        (entry,), seen = await self._view.change(Link(ino, parent, name), inos=(ino, parent))
+        entry, seen = await self._view.change(Link(ino, parent, name), above=(parent,), inos=(ino,))
         self._view.named(parent, name, ino, seen)
         self._view.count_down(inode, entry.attr.nlink)
         return self._counted(parent, name, await self._view.fresh(ino))
@@ -347,7 +347,7 @@ class Filesystem:
         check_name(name)
         inode = self._view.guess(parent, name)
         hold = inode is None or inode.opens > 0
-        (attr,), seen = await self._view.change(Unlink(parent, name, hold), inos=(parent,))
+        attr, seen = await self._view.change(Unlink(parent, name, hold), above=(parent,))
         self._view.named(parent, name, 0, seen)
         self._view.inodes.no_dentry(parent, name)
         await self._unlinked(attr.ino, attr.nlink, hold)
@@ -355,7 +355,7 @@ class Filesystem:
     async def rmdir(self, parent: int, name: bytes) -> None:
         check_name(name)
         inode = self._view.guess(parent, name)
-        _, seen = await self._view.change(Rmdir(parent, name), inos=(parent,))
+        _, seen = await self._view.change(Rmdir(parent, name), above=(parent,))
         self._view.named(parent, name, 0, seen)
         self._view.inodes.no_dentry(parent, name)
         if inode is not None:
@@ -389,7 +389,7 @@ class Filesystem:
         hold = flags == 0 and (old is None or old.opens > 0) and moved is not old
         operation = Rename(parent, name, new_parent, new_name, flags, hold and old is not None)
         _, seen = await self._view.change(
-            operation, inos=(parent, new_parent, *(i.ino for i in (moved, old) if i is not None))
+            operation, above=(parent, new_parent), inos=[i.ino for i in (moved, old) if i is not None]
         )
         self._renamed(parent, name, new_parent, new_name, moved, old, flags, seen)
         if old is not None and flags == 0 and moved is not old:

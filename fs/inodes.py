@@ -4,7 +4,8 @@ Invariants: (1) attributes, names, xattrs and layouts are answered from here onl
 nothing disturbed them since; (2) an answer that was asked for before a recall or a change of our own arrived is used
 once and not kept (`watch`, `disturb`); (3) an inode leaves the table only when the kernel forgot it, no handle is
 open and nothing waits to be written; (4) while a lease is given back (`giving_back`), no answer's lease on that inode
-is believed: the server may drop it right after granting it.
+is believed: the server may drop it right after granting it; (5) an inode that only a listing told of (`ahead`) is in
+the table until it is asked for, or newer ones need its place.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from trivium.metadata.messages import Attr
 
 UNKNOWN = -1
 LIST_AFTER = 2
+AHEAD_MAX = 4000  # inodes that a listing told of and the kernel has not asked for yet
 
 
 class Inode:
@@ -113,6 +115,7 @@ class Inodes:
         self._marks = 0
         self._forgotten: set[int] = set()  # left the table with their leases
         self._returning: set[int] = set()
+        self._ahead: dict[int, None] = {}  # oldest first
 
     # ---- which inodes changed while a question was on its way ------------------------------------------------
 
@@ -158,6 +161,7 @@ class Inodes:
         inode = self._table.get(attr.ino)
         if inode is None:
             inode = self._table[attr.ino] = Inode(attr)
+        self._ahead.pop(attr.ino, None)
         if attr.ino in seen or UNKNOWN in seen:
             if mutation:  # of unknown age: good for this answer only
                 inode.attr, inode.layout = attr, None
@@ -170,6 +174,30 @@ class Inodes:
         inode.attr = attr
         inode.fresh = inode.leased
         return inode
+
+    def ahead(self, attr: Attr, seen: set[int]) -> None:
+        """Remember what a listing said of an inode that nobody has asked for."""
+        if attr.ino in self._table or not attr.lease or attr.ino in seen or UNKNOWN in seen:
+            return
+        self.install(attr, seen)
+        self._ahead[attr.ino] = None
+        while len(self._ahead) > AHEAD_MAX:
+            self._drop_ahead(next(iter(self._ahead)))
+
+    def asked_for(self, inode: Inode) -> Inode:
+        self._ahead.pop(inode.ino, None)
+        return inode
+
+    def forget_ahead(self) -> None:
+        """All leases are gone: nothing is left of what listings told."""
+        while self._ahead:
+            self._drop_ahead(next(iter(self._ahead)))
+
+    def _drop_ahead(self, ino: int) -> None:
+        del self._ahead[ino]
+        inode = self._table.get(ino)
+        if inode is not None:
+            self.evict(inode)
 
     def stale(self, ino: int) -> None:
         """A change of our own that did not answer this inode's attributes."""

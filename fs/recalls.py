@@ -183,6 +183,7 @@ class Recalls:
     def drop_all(self, *, ended: bool) -> None:
         """Every lease is gone; with `ended` what the server kept for us too."""
         self._view.inodes.disturb_all()
+        self._view.inodes.forget_ahead()
         self._view.inodes.forget_leases()
         for inode in self._view.inodes.all():
             inode.drop()

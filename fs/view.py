@@ -11,7 +11,7 @@ import msgspec
 from trivium.fs.errors import failure
 from trivium.fs.inodes import UNKNOWN, Inode, Inodes
 from trivium.fs.ports import Metadata
-from trivium.metadata.messages import Attr, DirPage, Entry, GetAttr, Lookup, MetadataError, Operation, ReadDir
+from trivium.metadata.messages import Attr, DirPage, Entry, GetAttr, Lookup, MetadataError, Operation, ReadDir, Stat
 
 NAMES_MAX = 200_000  # cached names of one directory
 LIST_MAX = 2000  # a directory of more names is not listed to save look-ups
@@ -54,7 +54,7 @@ class View:
                 return None
             child = self.inodes.get(ino) if ino else None
             if child is not None and child.fresh:
-                return child
+                return self.inodes.asked_for(child)
         with self.inodes.watch() as seen:
             try:
                 entry: Entry = await self.metadata.ask(Lookup(parent, name, lease=1))
@@ -69,9 +69,12 @@ class View:
         return child
 
     async def _list(self, directory: Inode) -> None:
-        """Learn all names of a directory that is not large: from then on no name that is absent is asked for."""
+        """Learn all names of a directory that is not large, and what they name: from then on no name that is absent is
+        asked for, and none that is there is asked for one by one."""
         with self.inodes.watch() as seen:
             page: DirPage = await self.metadata.ask(ReadDir(directory.ino, 0, LIST_MAX, lease=1))
+            for entry in page.entries:
+                self.inodes.ahead(entry.attr, seen)
         directory.asked = 0
         if page.more:
             directory.list_after = min(1 << 20, directory.list_after * 64)
@@ -93,14 +96,21 @@ class View:
                 directory.list_after = 1 << 20
             directory.names[name] = child.ino if child is not None else 0
 
-    async def change(self, *operations: Operation, inos: Sequence[int]) -> tuple[tuple[Any, ...], set[int]]:
-        """Execute operations on names; `inos` are the inodes whose attributes change without being answered.
-        Answers the values and what was disturbed meanwhile."""
+    async def change(
+        self, operation: Operation, *, above: Sequence[int], inos: Sequence[int] = ()
+    ) -> tuple[Any, set[int]]:
+        """Execute an operation on names in the directories `above`, whose attributes come with the answer (the kernel
+        asks for them after each such change); `inos` are inodes whose attributes change without being answered.
+        Answers the value and what was disturbed meanwhile."""
+        above = tuple(dict.fromkeys(above))
         with self.inodes.watch() as seen:
-            values = await self.metadata.call(*operations)
-        for ino in inos:
+            value, *attrs = await self.metadata.call(operation, *map(Stat, above))
+        for ino in (*above, *inos):
             self.inodes.stale(ino)
-        return values, seen
+        for attr in attrs:
+            if self.inodes.get(attr.ino) is not None and attr.ino not in seen and UNKNOWN not in seen:
+                self.inodes.install(attr, seen, mutation=True)
+        return value, seen
 
     def named(self, parent: int, name: bytes, ino: int, seen: set[int]) -> None:
         """A change of our own made `name` stand for `ino` (0: for nothing)."""

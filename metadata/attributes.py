@@ -18,6 +18,7 @@ from trivium.metadata.messages import (
     RemoveXattr,
     SetAttr,
     SetXattr,
+    Stat,
 )
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ XATTR_CREATE, XATTR_REPLACE = 1, 2
 XATTR_LIST_MAX = 64 * 1024  # bytes of all names of one inode, as Linux can list them
 
 
-def get_attr(reader: Reader, query: GetAttr) -> Attr:
+def get_attr(reader: Reader, query: GetAttr | Stat) -> Attr:
     return inodes.need(reader, query.ino).attr()
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import trio
 
 from trivium.cluster.errors import ClusterError
-from trivium.metadata import sessions
+from trivium.metadata import granting, sessions
 from trivium.metadata.leases import LeaseTable
 from trivium.metadata.messages import RETRY, SESSION_ENDED, Call, Failed, MetadataError, Results, encode
 from trivium.metadata.recalls import Recalls
@@ -39,8 +39,10 @@ class Calls:
         nursery: trio.Nursery,
         grace_over: Callable[[], trio.Event],
         refusal: Callable[[Collection[Any]], MetadataError | None] = lambda operations: None,
+        may_lease: Callable[[int], bool] = lambda session: False,
     ) -> None:
-        """`refusal`: why operations are not executed at present (no room for what they add)."""
+        """`refusal`: why operations are not executed at present (no room for what they add). `may_lease`: whether a
+        session lives, and it is on record that it takes leases."""
         self._writer = writer
         self._leases = leases
         self._recalls = recalls
@@ -48,6 +50,7 @@ class Calls:
         self._nursery = nursery
         self._grace_over = grace_over
         self._refusal = refusal
+        self._may_lease = may_lease
 
     async def call(self, session: Session, call: Call, size: int) -> bytes:
         """The encoded answer (Results or Failed). Raises MetadataError for a misused slot, ClusterError when the
@@ -67,13 +70,16 @@ class Calls:
         return slot.answer
 
     def _submit(self, call: Call, slot: Slot, size: int) -> None:
-        execute = transaction(call, self._operations)
+        values: list[Any] = []
+        execute = transaction(call, self._operations, values)
         chunks = {new.chunk: new for new in call.chunks}
 
         def finish(outcome: Outcome) -> None:
             if outcome.conflicts:
                 self._nursery.start_soon(self._after_recalls, call.session, outcome.conflicts, again)
             else:
+                if outcome.error is None:
+                    self._lease(call, outcome, values)
                 settle(slot, outcome)
 
         def again(held_back: Collection[tuple[int, bytes]]) -> None:
@@ -84,6 +90,18 @@ class Calls:
             self._writer.submit(Job(execute, finish_again, call.session, chunks, size, repeatable=True))
 
         self._writer.submit(Job(execute, finish, call.session, chunks, size, repeatable=True))
+
+    def _lease(self, call: Call, outcome: Outcome, values: list[Any]) -> None:
+        """A lease on what the call made, in the step in which its change became visible. The stored answer is without:
+        after a restart nobody has leases of an earlier life."""
+        place = granting.made(call.operations)
+        if place is None or not self._may_lease(call.session):
+            return
+        operation = call.operations[place]
+        inos = granting.inodes(operation, values[place])
+        grants = {ino: self._leases.grant(call.session, ino, outcome.seq) for ino in inos}
+        values[place] = granting.mark(operation, values[place], lambda ino: grants[ino] is True)
+        outcome.value = encode(Results(tuple(values), outcome.seq))
 
     async def _after_recalls(
         self,
@@ -98,13 +116,13 @@ class Calls:
         again(conflicts)
 
 
-def transaction(call: Call, operations: Operations) -> Callable[[Tx], bytes]:
-    """What the writer runs: all of the operations or none, and the slot's row."""
+def transaction(call: Call, operations: Operations, values: list[Any]) -> Callable[[Tx], bytes]:
+    """What the writer runs: all of the operations or none, and the slot's row. `values` is set to the answers."""
 
     def execute(tx: Tx) -> bytes:
         if tx.one("SELECT 1 FROM sessions WHERE id = ?", tx.session) is None:
             raise MetadataError(SESSION_ENDED, "the session has ended")
-        values = []
+        values.clear()
         for index, operation in enumerate(call.operations):
             handler = operations.get(type(operation))
             if handler is None:

@@ -331,18 +331,34 @@ class MetadataClient:
             slot = await self._take_slot(life)
         assert self._welcome is not None
         session = self._welcome.session
+        with self._listening() as start:
+            try:
+                self._numbers[slot] += 1
+                request = messages.Call(session, slot, self._numbers[slot], operations, tuple(chunks))
+                answer = await self._request(request)
+            except BaseException:
+                self._lose_slot(session, slot, self._numbers[slot])
+                raise
+            self._give_slot(session, slot)
+            self._raise_if_failed(session, answer)
+            assert isinstance(answer, messages.Results)
+            self.seq = max(self.seq, answer.seq)
+            values = [_typed(operation, value) for operation, value in zip(operations, answer.values, strict=True)]
+            leased = granting.made(operations)
+            if leased is not None:
+                values[leased] = self._check_lease(operations[leased], values[leased], session, start)
+            return tuple(values)
+
+    @contextlib.contextmanager
+    def _listening(self) -> Iterator[int]:
+        """Recalls are remembered while answers that may carry leases are on their way; from where."""
+        self._asking += 1
         try:
-            self._numbers[slot] += 1
-            request = messages.Call(session, slot, self._numbers[slot], operations, tuple(chunks))
-            answer = await self._request(request)
-        except BaseException:
-            self._lose_slot(session, slot, self._numbers[slot])
-            raise
-        self._give_slot(session, slot)
-        self._raise_if_failed(session, answer)
-        assert isinstance(answer, messages.Results)
-        self.seq = max(self.seq, answer.seq)
-        return tuple(_typed(operation, value) for operation, value in zip(operations, answer.values, strict=True))
+            yield len(self._recalls_seen)
+        finally:
+            self._asking -= 1
+            if not self._asking:
+                self._recalls_seen.clear()
 
     async def ask(self, query: Any) -> Any:
         """Answer of one query, typed. MetadataError; Unavailable after `io_timeout`. Asked again under the next session
@@ -362,20 +378,14 @@ class MetadataClient:
         await self._until_live()
         assert self._welcome is not None
         session = self._welcome.session
-        start = len(self._recalls_seen)
-        self._asking += 1
-        try:
+        with self._listening() as start:
             answer = await self._request(messages.Ask(session, query))
             self._raise_if_failed(session, answer)
             assert isinstance(answer, messages.Results)
             value = _typed(query, answer.values[0])
             if granting.wanted(query):
                 value = self._check_lease(query, value, session, start)
-        finally:
-            self._asking -= 1
-            if not self._asking:
-                self._recalls_seen.clear()
-        return value
+            return value
 
     def _check_lease(self, query: Any, value: Any, session: int, start: int) -> Any:
         seen = set(self._recalls_seen[start:])

@@ -93,7 +93,7 @@ def create(tx: Tx, op: Create) -> Entry:
     if op.hold:
         inodes.hold(tx, inode.ino, tx.session)
     tx.created = inode.ino
-    return Entry(inode.attr(), created=True)
+    return Entry(inode.attr(), created=True, empty=is_dir and namespace.is_empty(tx, inode.ino))
 
 
 def _existing(tx: Tx, op: Create, found: Found) -> Entry:

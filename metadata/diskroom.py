@@ -28,6 +28,7 @@ CHECK_S = 0.2
 FREEING: frozenset[type] = frozenset(
     {
         messages.Unlink,
+        messages.Stat,
         messages.Rmdir,
         messages.Truncate,
         messages.Zero,

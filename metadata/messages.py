@@ -68,6 +68,7 @@ class Entry(Value, frozen=True):
     attr: Attr | None
     created: bool = False
     lease: int = 0  # lease on the directory that the name is in
+    empty: bool = False  # of Create: a directory that has no entries (keys of S3 may have waited for it)
 
 
 class DirEntry(Value, frozen=True):
@@ -233,6 +234,7 @@ class Create(Message, tag="create", frozen=True):
     exclusive: bool = True
     hold: bool = False  # keep an open handle for this session
     at: int = 0  # time; 0 = the server's
+    lease: int = 0  # 1: a read lease on the inode, when no operation that changes it follows in the list
 
 
 class Write(Message, tag="write", frozen=True):
@@ -577,8 +579,15 @@ class Checkpoint(Message, tag="checkpoint", frozen=True):
     used: int = 0
 
 
+class Stat(Message, tag="stat", frozen=True):
+    """Changes nothing: answers Attr as the operations before it in the list left it. ESTALE when it is gone."""
+
+    ino: int
+
+
 Operation = (
     Create
+    | Stat
     | Write
     | Append
     | Truncate
@@ -979,6 +988,7 @@ decode_events = msgspec.msgpack.Decoder(Events).decode
 
 RESULT_TYPES: dict[type, Any] = {
     Create: Entry,
+    Stat: Attr,
     Write: Attr,
     Append: Attr,
     Truncate: Attr,

@@ -36,6 +36,7 @@ def locate(reader: Reader, query: messages.Locate) -> tuple[Placed | None, ...]:
 
 OPERATIONS: dict[type, Callable[[Any, Any], Any]] = {
     messages.Create: directories.create,
+    messages.Stat: attributes.get_attr,
     messages.Link: directories.link,
     messages.Unlink: directories.unlink,
     messages.Rmdir: directories.rmdir,

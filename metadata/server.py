@@ -145,6 +145,7 @@ class MetadataServer:
                     nursery=nursery,
                     grace_over=lambda: self._grace_over,
                     refusal=self._room.refusal if self._room is not None else lambda operations: None,
+                    may_lease=self.sessions.may_lease,
                 )
                 self.groups = OpenGroups(self.writer, cluster_map=lambda: self.map, unfit=self._unfit, fill=self._fill)
                 await nursery.start(self.readers.run)

@@ -84,6 +84,11 @@ class SessionTable:
         found = self._sessions.get(session)
         return found is not None and not found.ending
 
+    def may_lease(self, session: int) -> bool:
+        """It lives, and its record says that it takes leases."""
+        found = self._sessions.get(session)
+        return found is not None and not found.ending and found.leased
+
     def expired(self, now_s: float) -> list[Session]:
         return [s for s in self._sessions.values() if not s.ending and now_s - s.heard > self.timeout_s]
 

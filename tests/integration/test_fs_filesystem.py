@@ -94,9 +94,132 @@ def test_a_small_file_costs_two_calls() -> None:
 
         client.call = counted  # type: ignore[method-assign]
         await make(fs, b"f", b"x" * 4096)
-        assert [[type(op).__name__ for op in ops] for ops in calls] == [["Create"], ["Write"]]
+        assert [[type(op).__name__ for op in ops] for ops in calls] == [["Create", "Stat"], ["Write"]]
 
     run(test)
+
+
+def test_what_was_made_here_is_known_here_until_another_changes_it() -> None:
+    """Create answers a lease and its directory's attributes: no question follows. A change elsewhere ends both."""
+
+    async def test(a: Filesystem, b: Filesystem) -> None:
+        top = (await a.mkdir(ROOT_INO, b"d", 0o755, ROOT)).ino
+        with pytest.raises(OSError):
+            await a.lookup(top, b"f")
+        asked: list[Any] = []
+        client = a._view.metadata
+        ask = client.ask
+
+        async def counted(query: Any) -> Any:
+            asked.append(query)
+            return await ask(query)
+
+        client.ask = counted  # type: ignore[method-assign]
+        ino = await make(a, b"f", b"x" * 100, parent=top)
+        before = a.stat_of(await a.getattr(top))
+        assert a.stat_of(await a.getattr(ino)).size == 100 and before.mtime == before.ctime
+        await a.unlink(top, b"f")
+        assert a.stat_of(await a.getattr(top)).mtime > before.mtime
+        ino = await make(a, b"g", parent=top)
+        assert (await a.lookup(top, b"g")).ino == ino and asked == []
+        await b.setattr((await b.lookup(top, b"g")).ino, ROOT, mode=0o600)
+        assert stat.S_IMODE(a.stat_of(await a.getattr(ino)).mode) == 0o600
+        seen = a.stat_of(await a.getattr(top)).mtime
+        other = await make(b, b"h", parent=top)
+        assert a.stat_of(await a.getattr(top)).mtime > seen
+        assert (await a.lookup(top, b"h")).ino == other and asked
+
+    run(test, 2)
+
+
+def test_a_listing_answers_for_what_it_named_until_that_is_changed() -> None:
+    async def test(a: Filesystem, b: Filesystem) -> None:
+        top = (await a.mkdir(ROOT_INO, b"d", 0o755, ROOT)).ino
+        made = [await make(a, b"%d" % number, b"x" * number, parent=top) for number in range(30)]
+        await b.lookup(ROOT_INO, b"d")
+        for number in range(5):
+            await b.lookup(top, b"%d" % number)
+        asked: list[Any] = []
+        client = b._view.metadata
+        ask = client.ask
+
+        async def counted(query: Any) -> Any:
+            asked.append(query)
+            return await ask(query)
+
+        client.ask = counted  # type: ignore[method-assign]
+        sizes = [b.stat_of(await b.lookup(top, b"%d" % number)).size for number in range(30)]
+        assert sizes == list(range(30)) and asked == []
+        await a.setattr(made[20], ROOT, mode=0o600)
+        await a.unlink(top, b"21")
+        await a.rename(top, b"22", top, b"23")
+        assert stat.S_IMODE(b.stat_of(await b.lookup(top, b"20")).mode) == 0o600
+        for name in (b"21", b"22"):
+            with pytest.raises(OSError):
+                await b.lookup(top, name)
+        assert (await b.lookup(top, b"23")).ino == made[22]
+
+    run(test, 2)
+
+
+def test_what_only_a_listing_told_of_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trivium.fs.inodes.AHEAD_MAX", 10)
+
+    async def test(a: Filesystem, b: Filesystem) -> None:
+        top = (await a.mkdir(ROOT_INO, b"d", 0o755, ROOT)).ino
+        for number in range(40):
+            await make(a, b"%d" % number, parent=top)
+        await b.lookup(ROOT_INO, b"d")
+        for number in range(3):
+            await b.lookup(top, b"%d" % number)
+        inodes = b._view.inodes
+        assert len(inodes) <= 1 + 3 + 10
+        kept = [await b.lookup(top, b"%d" % number) for number in range(40)]
+        assert len(inodes) == 1 + 40 and all(inodes.get(inode.ino) is inode for inode in kept)
+        for inode in kept:
+            b.forget(inode.ino, inode.lookups)
+        assert len(inodes) == 1
+        await b.lookup(top, b"5")
+        for number in range(3):
+            await b.lookup(top, b"%d" % number)
+        b.on_lapsed()
+        assert (await b.lookup(top, b"7")).lookups == 1
+
+    run(test, 2)
+
+
+def test_two_mounts_that_make_and_remove_in_one_directory_agree() -> None:
+    async def test(a: Filesystem, b: Filesystem) -> None:
+        top = (await a.mkdir(ROOT_INO, b"d", 0o755, ROOT)).ino
+        await b.lookup(ROOT_INO, b"d")
+
+        async def work(fs: Filesystem, seed: int) -> None:
+            chance = random.Random(seed)
+            for number in range(40):
+                name = b"%d" % chance.randrange(4)
+                try:
+                    if chance.random() < 0.5:
+                        await make(fs, name, b"%d" % number, parent=top)
+                    else:
+                        await fs.unlink(top, name)
+                    inode = await fs.lookup(top, name)
+                    if chance.random() < 0.3:
+                        await fs.setattr(inode.ino, ROOT, mode=chance.randrange(0o777))
+                    await fs.getattr(top)
+                except (MetadataError, OSError) as error:
+                    assert errno_of(error) in (errno.ENOENT, errno.ESTALE)
+
+        async with trio.open_nursery() as nursery:
+            for seed, fs in enumerate((a, b, a, b)):
+                nursery.start_soon(work, fs, seed)
+        views = []
+        for fs in (a, b):
+            attrs = {name: fs.stat_of(await fs.lookup(top, name)) for name in sorted(await names(fs, top))}
+            plain = {name: (attr.ino, attr.mode, attr.size, attr.ctime) for name, attr in attrs.items()}
+            views.append((plain, fs.stat_of(await fs.getattr(top)).mtime))
+        assert views[0] == views[1]
+
+    run(test, 2)
 
 
 def test_what_is_unsent_is_seen_here_and_after_close_elsewhere() -> None:

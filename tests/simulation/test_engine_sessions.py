@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 import trio.testing
@@ -182,6 +183,84 @@ def test_no_cache_is_ever_stale(seed: int) -> None:
             assert hits > 10, "the caches were never used"
 
     run(main, seed)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_lease_of_a_create_is_never_stale(seed: int) -> None:
+    """Others find the new name, change or remove it, while the answer of its Create is still on its way."""
+
+    async def main() -> None:
+        rng = random.Random(seed)
+        caches = [Cache() for _ in range(2)]
+        async with AsyncExitStack() as stack:
+            _server, fast = await stack.enter_async_context(memory_metadata(seed=seed, executor=Jitter(rng)))
+
+            async def connect() -> Any:
+                return SlowConnection(await fast(), rng)
+
+            for i, cache in enumerate(caches):
+                cache.client = await stack.enter_async_context(memory_client(connect, seed=i, **cache.options()))
+                await cache.client.ask(GetAttr(ROOT_INO, lease=1))  # on record: it takes leases
+            maker, other = caches
+            made: dict[bytes, int] = {}
+            changed: dict[int, int] = {}
+            leased = 0
+
+            async def change() -> None:
+                for i in range(60):
+                    entry = await other.client.ask(Lookup(ROOT_INO, b"%d" % i))
+                    while entry.attr is None:
+                        await trio.sleep(0.001)
+                        entry = await other.client.ask(Lookup(ROOT_INO, b"%d" % i))
+                    (attr,) = await other.client.call(SetAttr(entry.attr.ino, mode=i))
+                    changed[attr.ino] = attr.mode
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(change)
+                for i in range(60):
+                    create = Create(ROOT_INO, b"%d" % i, 0o100777, lease=1)
+                    entry, above = await maker.client.call(create, messages.Stat(ROOT_INO))
+                    assert above.ino == ROOT_INO and above.mtime > 0
+                    made[b"%d" % i] = ino = entry.attr.ino
+                    if entry.attr.lease:
+                        leased += 1
+                        maker.modes[ino] = entry.attr.mode
+                    before = changed.get(ino)
+                    mode = await maker.mode(ino)
+                    assert before is None or mode == before, "a stale lease was granted"
+            for name, ino in made.items():
+                assert await maker.mode(ino) == 0o100000 | int(name)
+            assert leased > 10
+
+    run(main, seed)
+
+
+def test_only_who_takes_leases_on_record_is_granted_one_and_none_is_stored() -> None:
+    async def main() -> None:
+        async with memory_metadata() as (server, connect), memory_client(connect, seed=2) as writer:
+            async with memory_client(connect, seed=1) as client:
+                create = Create(ROOT_INO, b"x", 0o100644, lease=1)
+                (entry,) = await client.call(create)
+                assert not entry.attr.lease  # it is not on record yet that this session takes leases
+                await client.ask(GetAttr(ROOT_INO, lease=1))
+                (entry,) = await client.call(Create(ROOT_INO, b"y", 0o100644, lease=1))
+                assert entry.attr.lease and server.leases.holds(client.session, entry.attr.ino)
+                rows = server.writer._db.execute(
+                    "SELECT result FROM slots WHERE session = ?", (client.session,)
+                ).fetchall()
+                answers = [messages.decode_answer(row[0]).values[0] for row in rows]
+                stored = [msgspec.convert(answer, messages.Entry).attr for answer in answers]
+                assert entry.attr.ino in [attr.ino for attr in stored] and not any(attr.lease for attr in stored)
+                (after, _) = await client.call(
+                    Create(ROOT_INO, b"z", 0o100644, lease=1), SetAttr(entry.attr.ino, mode=0)
+                )
+                assert not after.attr.lease  # what follows in the list may have changed it
+                await server.end_session(client.session, "it was killed")
+                assert not server.leases.holds(client.session, entry.attr.ino)
+                with trio.fail_after(1):
+                    await writer.call(SetAttr(entry.attr.ino, mode=0o600))
+
+    run(main)
 
 
 def test_entries_of_a_directory_are_recalled_one_by_one_then_all() -> None:
