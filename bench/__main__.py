@@ -1,4 +1,4 @@
-"""python -m bench [files|blocks|objects|codec|quic ...]: one JSON object on standard output, progress on standard error."""
+"""python -m bench [files|blocks|objects|codec|quic ...]: one JSON object on standard output, progress on the other."""
 
 from __future__ import annotations
 
