@@ -157,7 +157,7 @@ def test_requests_wait_for_the_announced_budget_and_a_larger_one_goes_alone(pair
         nonlocal running, most
         running += 1
         most = max(most, running)
-        await trio.sleep(0)
+        await trio.lowlevel.checkpoint()
         running -= 1
         return Reply(b"", payload)
 
@@ -274,7 +274,7 @@ trio.run(main)
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_killed_peer_is_noticed(engine: str) -> None:
     async def main() -> None:
-        with subprocess.Popen(
+        with subprocess.Popen(  # noqa: ASYNC220
             [sys.executable, "-c", SERVER_PROCESS], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         ) as process:
             try:
