@@ -54,6 +54,9 @@ class Scrubbing:
         self._asked = False
         self._saved_at = 0.0
         self._total = 0
+        self._scrub = self._new(leader_report(leader))
+        self.state = ScrubState()
+        self.progress = Progress()
 
     def now(self) -> None:
         """Begin a pass at once, unless one is running."""

@@ -318,26 +318,24 @@ class QuicConnection:
         link = ClientLink(engine, remote, endpoint, self._clock, self._pins)
         link.keepalive_s, link.silence_s = self._keepalive_s, self._silence_s
         touched.append(link)
-        over = trio.Event()
-        link.on_over = over.set
         engine.connect(remote, self._clock())
         failure: ClusterError | None = None
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(endpoint.run)
+                nursery.start_soon(_cancel_after, link.ended, nursery.cancel_scope)
                 endpoint.turn(link)
                 await self._greet(route, link)
                 route.link = link
                 route.ready.set()
-                await over.wait()
-                failure = link.over
-                nursery.cancel_scope.cancel()
+            failure = link.over
         except BaseExceptionGroup as group:
             failure = _cause(group, self.address)
             link.close(0, failure, "closed")
             if group.split(Exception)[1] is not None:
                 raise
         finally:
+            failure = failure or link.over
             link.close(0, failure or Unavailable("the connection was closed on this side"), "closed")
         if failure is not None:
             raise failure
@@ -373,6 +371,11 @@ class QuicConnection:
             await route.gone.wait()
         else:
             await trio.lowlevel.checkpoint()
+
+
+async def _cancel_after(event: trio.Event, scope: trio.CancelScope) -> None:
+    await event.wait()
+    scope.cancel()
 
 
 def _cause(group: BaseExceptionGroup[BaseException], address: QuicAddress) -> ClusterError:

@@ -84,7 +84,7 @@ class UdpEndpoint:
             await self._read()
 
     async def _read(self) -> None:
-        receive, route = self._udp.receive, self._route
+        receive = self._udp.receive
         while True:
             await self._udp.wait_readable()
             touched: dict[int, Link] = {}
@@ -92,7 +92,7 @@ class UdpEndpoint:
                 got = receive()
                 if got is None:
                     break
-                for link in route(*got, self._clock()):
+                for link in self._route(*got, self._clock()):
                     touched[id(link)] = link
             for link in touched.values():
                 self.turn(link)

@@ -129,6 +129,10 @@ class AioquicEngine:
     def close(self, code: int, reason: str) -> None:
         self._quic.close(error_code=code, reason_phrase=reason)
 
+    def ending(self) -> str | None:
+        event = self._quic._close_event
+        return None if event is None else event.reason_phrase
+
     def peer_certificate(self) -> bytes | None:
         certificate = self._quic.tls._peer_certificate
         return None if certificate is None else certificate.public_bytes(Encoding.DER)

@@ -8,10 +8,13 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
+from qh3._hazmat import Buffer
 from qh3.quic import events
 from qh3.quic.configuration import QuicConfiguration
 from qh3.quic.connection import QuicConnection, QuicConnectionError
-from qh3.quic.packet import QuicProtocolVersion
+from qh3.quic.packet import QuicProtocolVersion, pull_quic_transport_parameters, push_quic_transport_parameters
+from qh3.quic.tls_bridge import QuicTlsBridge
+from qh3.tls import ExtensionType
 
 from trivium.cluster.transport.quic.address import Endpoint
 from trivium.cluster.transport.quic.engine import (
@@ -28,12 +31,33 @@ from trivium.cluster.transport.quic.engine import (
 logging.getLogger("quic").setLevel(logging.ERROR)  # it warns of every orderly close
 
 
+DATAGRAM_LIMIT = 65_527
+
+
+def _tell_datagram_limit(parameters: bytes) -> bytes:
+    """qh3's clients announce that they take datagrams of 1,472 bytes whatever their configuration; ours take any."""
+    known = pull_quic_transport_parameters(Buffer(data=parameters))
+    known.max_udp_payload_size = DATAGRAM_LIMIT
+    out = Buffer(capacity=len(parameters) + 64)
+    push_quic_transport_parameters(out, known)
+    return bytes(out.data)
+
+
 class _Quic(QuicConnection):
     """qh3 2.1 hands a datagram to its core packet by packet, and so forgets to credit a client whose padding follows
     the packets (as aioquic's does) with the whole datagram. A server then runs out of what it may send before the
     address is validated, and its packet builder fails. Here a datagram's first packet keeps the padding."""
 
     _first = False
+
+    def _create_tls(self, remote_source_cid: bytes | None) -> QuicTlsBridge:
+        bridge = super()._create_tls(remote_source_cid)
+        if self._is_client:
+            bridge.tls.handshake_extensions = [
+                (kind, _tell_datagram_limit(data) if kind == ExtensionType.QUIC_TRANSPORT_PARAMETERS else data)
+                for kind, data in bridge.tls.handshake_extensions
+            ]
+        return bridge
 
     def receive_datagram(self, data: bytes, addr: Any, now: float) -> None:
         self._first = not self._handshake_complete and not self._is_client
@@ -143,6 +167,10 @@ class Qh3Engine:
 
     def close(self, code: int, reason: str) -> None:
         self._quic.close(error_code=code, reason_phrase=reason)
+
+    def ending(self) -> str | None:
+        event = self._quic._close_event
+        return None if event is None else event.reason_phrase
 
     def peer_certificate(self) -> bytes | None:
         certificate = self._quic.get_peercert()

@@ -158,6 +158,10 @@ class Link:
         try:
             with self._guard():
                 self.engine.poll(self)
+                reason = self.engine.ending() if self.over is None else None
+                if reason is not None:  # the engine itself tells only after its draining period
+                    self._closing = True
+                    self.end(Unavailable(f"the connection ended: {reason or 'the peer closed it'}"))
                 self._pump()
         finally:
             self._turning = False

@@ -15,7 +15,13 @@ from trivium.cluster.transport.quic.address import PATH_DATAGRAM_BYTES, Endpoint
 from trivium.cluster.transport.quic.certificate import ServerCertificate
 from trivium.cluster.transport.quic.door import Arrival, FrontDoor, destination
 from trivium.cluster.transport.quic.endpoint import UdpEndpoint
-from trivium.cluster.transport.quic.engine import EngineOptions, default_engine, loopback_datagram_bytes, make_engine
+from trivium.cluster.transport.quic.engine import (
+    CID_BYTES,
+    EngineOptions,
+    default_engine,
+    loopback_datagram_bytes,
+    make_engine,
+)
 from trivium.cluster.transport.quic.hello import Verifier, welcome_everybody
 from trivium.cluster.transport.quic.link import Link
 from trivium.cluster.transport.quic.serving import ServerLink, Service
@@ -149,9 +155,11 @@ class QuicServer:
     @staticmethod
     def _same(data: bytes, segment_bytes: int, first: bytes) -> bool:
         """True when all datagrams of a batch are for one connection."""
-        view = memoryview(data)
         starts = range(segment_bytes, len(data), segment_bytes)
-        return all(destination(view[start : start + 6 + 20]) == first for start in starts)
+        if not data[0] & 0x80:  # the usual: short headers, the id behind the first byte (ids are random: no other
+            end = 1 + CID_BYTES  # packet has it there by chance)
+            return all(data[start + 1 : start + end] == first for start in starts)
+        return all(destination(data[start : start + 26]) == first for start in starts)
 
     def _admit(self, data: bytes, cid: bytes, sender: Endpoint, now: float) -> ServerLink | None:
         verdict = self._door.judge(data, sender, now, half_open=self._half_open, connections=len(self._cids))
