@@ -35,6 +35,7 @@ def register_commands(leader: Leader, endpoints: dict[str, str]) -> None:
             "fsck": commands.fsck,
             "dump": commands.dump,
             "scrub": commands.scrub,
+            **leader.identity.commands(),
         }
     )
 

@@ -99,6 +99,7 @@ class MetadataClient:
         self._readers: dict[object, int] = {}  # running reads -> seq at which they began
         self.down: frozenset[bytes] = frozenset()
         self.seq = 0
+        self.grant = b""  # the newest: what HELLO and Present show to nodes
         self.on_map: Callable[[ClusterMap, frozenset[bytes]], None] | None = None
 
     def attach(self, *, on_recall: OnRecall, on_ended: Callable[[str], None], on_lapsed: Callable[[], None]) -> None:
@@ -143,6 +144,7 @@ class MetadataClient:
         self._counters = Counters()
         self._renew = trio.Event()
         self._incarnation = answer.incarnation
+        self.grant = answer.grant
         self._answered(sent_s)
         self._heard(answer.cluster_map, answer.groups, frozenset(), answer.seq)
         self._take_life_lock(answer)
@@ -224,6 +226,7 @@ class MetadataClient:
                 self._ended(session, answer.text)
             return False
         assert isinstance(answer, messages.Pulse)
+        self.grant = answer.grant
         self._heard(answer.cluster_map, answer.groups, frozenset(answer.down), answer.seq)
         if answer.incarnation != self._incarnation:
             self._lapse()

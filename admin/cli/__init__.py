@@ -27,6 +27,7 @@ _COMMANDS = {
     "fsck": ("fsck", "fsck"),
     "credential": ("credential", "credential"),
     "metadata": ("metadata", "metadata"),
+    "cluster": ("cluster", "cluster"),
 }
 
 

@@ -22,6 +22,7 @@ import trio
 from trivium.admin import credentials, report
 from trivium.admin.datadir import DataDir
 from trivium.admin.errors import CommandError
+from trivium.admin.identity import ClusterIdentity
 from trivium.admin.processes.substrate import Substrate
 from trivium.admin.processes.upkeep import CountingLog, Upkeep
 from trivium.admin.room import room
@@ -78,6 +79,7 @@ class Leader:
         self.client: MetadataClient
         self.chunks: Chunks
         self.upkeep: Upkeep
+        self.identity: ClusterIdentity
         self._metalog: CountingLog
         self.log: LogWriter
 
@@ -178,6 +180,8 @@ class Leader:
             executor=substrate.executor,
         )
         top.start_soon(self.chunks.run)
+        self.identity = ClusterIdentity(self)
+        await self.identity.begin()
         self.upkeep = Upkeep(self, self._metalog, self._log_parts())
         await self.upkeep.start(top)
         substrate.watch.listeners.append(self._drives_changed)
