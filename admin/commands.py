@@ -47,6 +47,7 @@ def register_commands(leader: Leader, endpoints: dict[str, str]) -> None:
             "dump": commands.dump,
             "scrub": commands.scrub,
             **Joining(leader).commands(),
+            **leader.identity.commands(),
         }
     )
 

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from trivium.admin.errors import CommandError, of_os_error
+from trivium.cluster.errors import NotFound, Refused
 
 FORMAT = 1
 
@@ -121,9 +122,20 @@ class DataDir:
             directory.mkdir(mode=mode, parents=True, exist_ok=True)
         self.drives.mkdir(mode=0o700, exist_ok=True)
         (self.run / "sessions").mkdir(mode=0o700, exist_ok=True)
-        fresh = ClusterFile(secrets.token_hex(16), secrets.token_hex(16), profile, forming=True)
+        fresh = ClusterFile(self._cluster_of_keys(), secrets.token_hex(16), profile, forming=True)
         self.write(fresh)
         return fresh
+
+    def _cluster_of_keys(self) -> str:
+        """A new id, or the one that `trivium cluster init` made its key for."""
+        from trivium.cluster.identity.keyfiles import load_cluster
+
+        try:
+            return load_cluster(self.keys / "cluster").cluster.hex()
+        except NotFound:
+            return secrets.token_hex(16)
+        except Refused as error:
+            raise CommandError(str(error)) from None
 
     def formed(self, cluster: ClusterFile) -> ClusterFile:
         """The pool exists: clear `forming`."""

@@ -27,6 +27,7 @@ MAX_PAYLOAD = 64 << 20
 class Service(IntEnum):
     NODE = 1
     METADATA = 2
+    IDENTITY = 3
 
 
 # status byte on the wire -> error class; the list is append-only

@@ -107,6 +107,7 @@ class MetadataClient:
         self._readers: dict[object, int] = {}  # running reads -> seq at which they began
         self.down: frozenset[bytes] = frozenset()
         self.seq = 0
+        self.grant = b""  # the newest: what HELLO and Present show to nodes
         self.on_map: Callable[[ClusterMap, frozenset[bytes]], None] | None = None
 
     def attach(
@@ -161,6 +162,7 @@ class MetadataClient:
         self._incarnation = answer.incarnation
         self._holds = []
         self._told.set()
+        self.grant = answer.grant
         self._answered(sent_s)
         self._heard(answer.cluster_map, answer.groups, frozenset(), answer.seq)
         self._take_life_lock(answer)
@@ -255,6 +257,7 @@ class MetadataClient:
                 self._ended(session, answer.text)
             return False
         assert isinstance(answer, messages.Pulse)
+        self.grant = answer.grant
         self._heard(answer.cluster_map, answer.groups, frozenset(answer.down), answer.seq)
         if answer.incarnation != self._incarnation:
             self._lapse()

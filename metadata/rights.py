@@ -8,11 +8,11 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from trivium.cluster.identity.access import ATTRIBUTE, Access
-from trivium.cluster.identity.refusals import NotAdmitted
+from trivium.cluster.identity.access import ATTRIBUTE, Access, in_pools
+from trivium.cluster.identity.refusals import NotAdmitted, Reason
 from trivium.cluster.identity.statements import Right
 from trivium.cluster.transport.interface import Peer
 from trivium.metadata import messages
@@ -93,16 +93,35 @@ def needed(said: Any) -> Right:
     return Right.READ if kind in READS else Right.WRITE if kind in WRITES else Right.ADMIN
 
 
-def check(peer: Peer, request: Any, owner: Callable[[int], bytes], pool_of: Callable[[int], int | None]) -> None:
-    """MetadataError EACCES with the refusal's sentence. `owner`: member of a session (b"": local or unknown);
-    `pool_of`: of an open group."""
+def check(
+    peer: Peer,
+    request: Any,
+    *,
+    pools: Iterable[int],
+    owner: Callable[[int], bytes],
+    pool_of: Callable[[int], int | None],
+) -> None:
+    """MetadataError EACCES with the refusal's sentence. `pools`: those of the map; `owner`: member of a session
+    (b"": local or unknown); `pool_of`: of an open group."""
     access = access_of(peer)
     if access is None:
         return
     try:
-        _check(access, request, owner, pool_of)
+        if isinstance(request, messages.Hello):
+            _check_hello(access, pools)
+        else:
+            _check(access, request, owner, pool_of)
     except NotAdmitted as error:
         raise MetadataError("EACCES", str(error)) from None
+
+
+def _check_hello(access: Access, pools: Iterable[int]) -> None:
+    """A session is for somebody who may do something here."""
+    access.require(Right.READ)
+    allowed = access.holder().pools
+    if not any(in_pools(pool, allowed) for pool in pools):
+        listed = ", ".join(map(str, allowed)) or "none"
+        raise NotAdmitted(Reason.OTHER_POOL, f"the key is for other pools than this cluster has (pool {listed})")
 
 
 def _check(access: Access, request: Any, owner: Callable[[int], bytes], pool_of: Callable[[int], int | None]) -> None:

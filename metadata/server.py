@@ -281,7 +281,13 @@ class MetadataServer:
         if not self._entitled():
             raise MetadataError(RETRY, "a majority of the root drives has not confirmed this server of late")
         request = messages.decode_request(body)
-        rights.check(peer, request, self.sessions.owner, self.groups.pool_of)
+        rights.check(
+            peer,
+            request,
+            pools=(pool.id for pool in self.map.pools),
+            owner=self.sessions.owner,
+            pool_of=self.groups.pool_of,
+        )
         match request:
             case messages.Call():
                 return await self._calls.call(self.sessions.get(request.session), request, len(body))

@@ -30,6 +30,7 @@ _COMMANDS = {
     "fsck": ("fsck", "fsck"),
     "credential": ("credential", "credential"),
     "metadata": ("metadata", "metadata"),
+    "cluster": ("cluster", "cluster"),
 }
 
 

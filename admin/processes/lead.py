@@ -24,6 +24,7 @@ import trio
 from trivium.admin import credentials, report
 from trivium.admin.datadir import DataDir
 from trivium.admin.errors import CommandError
+from trivium.admin.identity import ClusterIdentity
 from trivium.admin.naming import with_names
 from trivium.admin.processes import coldstart
 from trivium.admin.processes.substrate import Substrate
@@ -86,6 +87,7 @@ class Leader:
         self.client: MetadataClient
         self.chunks: Chunks
         self.upkeep: Upkeep
+        self.identity: ClusterIdentity
         self._metalog: CountingLog
         self.log: LogWriter
 
@@ -194,6 +196,8 @@ class Leader:
             executor=substrate.executor,
         )
         top.start_soon(self.chunks.run)
+        self.identity = ClusterIdentity(self)
+        await self.identity.begin()
         self.upkeep = Upkeep(self, self._metalog, self._log_parts())
         await self.upkeep.start(top)
         substrate.watch.listeners.append(self._drives_changed)

@@ -1,0 +1,388 @@
+"""The identity of a running cluster: its keys on this host, who is in, what is signed.
+
+    no keys --first start | trivium cluster init--> key file --rows--> in use --rotate--> two keys --finish--> in use
+
+Invariants:
+1. A private key is durable before a row names its public half; so a crash leaves at most a key that nobody knows.
+2. Rows decide which keys count. A key file that does not fit them signs nothing, and the pool serves on without.
+3. A member gets a certificate only after its row is durable.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from trivium.cluster.errors import NotFound, Refused
+from trivium.cluster.identity import certificates, keyfiles, messages, statements, tokens
+from trivium.cluster.identity.access import Access, common
+from trivium.cluster.identity.hello import Admission
+from trivium.cluster.identity.keyfiles import ClusterKey, ClusterKeys, Identity
+from trivium.cluster.identity.keys import PrivateKey
+from trivium.cluster.identity.refusals import NotAdmitted, Reason
+from trivium.cluster.identity.registry import Connections
+from trivium.cluster.identity.statements import ALL_POOLS, FULL, Certificate, Grant, Handover, Revocations, Role
+from trivium.cluster.identity.trust import GRANT_S, S, Trust
+from trivium.cluster.transport.interface import Peer, Reply
+from trivium.metadata import membermessages as said
+from trivium.metadata.messages import MetadataError
+from trivium.metadata.rights import access_of
+
+if TYPE_CHECKING:
+    from trivium.admin.processes.lead import Leader
+
+log = logging.getLogger(__name__)
+SERVER_ROLES = (Role.METADATA, Role.NODE)
+
+
+def make_cluster_keys(cluster: bytes) -> ClusterKeys:
+    key = PrivateKey.generate()
+    return ClusterKeys(cluster, (ClusterKey(1, key, certificates.cluster_certificate(key, cluster, 1)),))
+
+
+class ClusterIdentity:
+    def __init__(self, leader: Leader) -> None:
+        self._leader = leader
+        self._cluster = leader.substrate.cluster
+        self._clock = leader.substrate.clock
+        self._path = leader.data.keys / "cluster"
+        self._keys = ClusterKeys(self._cluster, ())
+        self._rows: tuple[said.ClusterKeyInfo, ...] = ()
+        self.own: Identity | None = None
+        self.trust = Trust(self._cluster, self._clock)
+        self.connections = Connections(self.trust)
+        self.admission = Admission(self.trust, joiners=True)
+        self.addresses: tuple[str, ...] = ()  # of the metadata server, for tokens: where QUIC listens
+
+    # ---- beginning ------------------------------------------------------------------------------------------
+
+    async def begin(self) -> None:
+        """Load or make the keys, enter them into the rows. A pool whose key file is gone serves on without."""
+        self._rows = await self._ask(said.ListClusterKeys())
+        try:
+            self._load_cluster_keys()
+            await self._enter_first_key()
+            self._load_anchors()
+            await self._enrol()
+        except (Refused, NotFound, MetadataError) as error:
+            log.error("nobody can join, for the cluster's keys cannot be used: %s", error)
+        await self._load_revocations()
+        server = self._leader.server
+        server.issue_grant = self.issue_grant
+        server.on_session_gone = lambda session: self._ended(session)
+
+    def _load_cluster_keys(self) -> None:
+        try:
+            self._keys = keyfiles.load_cluster(self._path)
+        except NotFound:
+            if self._rows:
+                raise NotFound(f"{self._path} is gone: restore it from a backup") from None
+            self._keys = make_cluster_keys(self._cluster)
+            keyfiles.save_cluster(self._path, self._keys)
+        if self._keys.cluster != self._cluster:
+            self._keys = ClusterKeys(self._cluster, ())
+            raise NotAdmitted(Reason.OTHER_CLUSTER, f"{self._path} belongs to another cluster")
+
+    async def _enter_first_key(self) -> None:
+        first = self._keys.keys[0]
+        if not self._rows:
+            await self._call(said.AddClusterKey(first.generation, first.key.public.raw))
+            self._rows = await self._ask(said.ListClusterKeys())
+
+    def _load_anchors(self) -> None:
+        for row in self._rows:
+            if not row.retired:
+                self.trust.pin(row.generation, row.public_key)
+        self._signer()
+
+    def _signer(self) -> ClusterKey:
+        """The newest key that the rows know; Refused when its private half is not here."""
+        newest = self._rows[-1] if self._rows else None
+        key = self._keys.of(newest.generation) if newest is not None else None
+        if newest is None or key is None or key.key.public.raw != newest.public_key:
+            raise NotAdmitted(
+                Reason.UNKNOWN_KEY, f"{self._path} lacks the cluster's present key: restore it from a backup"
+            )
+        return key
+
+    async def _enrol(self) -> None:
+        """This process's own key and certificate."""
+        path = self._leader.data.keys / "node"
+        try:
+            key = keyfiles.load_identity(path).key
+        except NotFound:
+            key = PrivateKey.generate()
+        member = await self._enter(key.public.raw, socket.gethostname(), SERVER_ROLES, int(FULL), ALL_POOLS)
+        joined = self._joined(member)
+        own = Identity(self._cluster, key, joined.statement, joined.anchors, joined.tls)
+        keyfiles.save_identity(path, own)
+        self.own = own
+
+    async def _enter(
+        self, public: bytes, name: str, roles: tuple[str, ...], rights: int, pools: tuple[int, ...]
+    ) -> said.MemberInfo:
+        listed = tuple(str(role) for role in roles)
+        found: said.MemberInfo = await self._call(
+            said.EnrolMember(name, public, listed, rights, pools, self._signer().generation)
+        )
+        return found
+
+    async def _load_revocations(self) -> None:
+        found = await self._ask(said.GetRevocations())
+        self.trust.clock.heard(self._clock.wall_ns())
+        self.connections.revoke(found.version, found.members)
+
+    # ---- what is signed -------------------------------------------------------------------------------------
+
+    def _joined(self, member: said.MemberInfo) -> messages.Joined:
+        signer = self._signer()
+        roles = tuple(Role(role) for role in member.roles)
+        certificate = Certificate(
+            self._cluster,
+            signer.generation,
+            member.public_key,
+            roles,
+            member.name,
+            member.rights,
+            member.pools,
+            member.issued,
+        )
+        listens = Role.NODE in roles or Role.METADATA in roles
+        tls = b""
+        if listens:
+            tls = certificates.server_certificate(
+                signer.key, self._cluster, signer.generation, member.public_key, roles
+            )
+        alive = {row.generation for row in self._rows if not row.retired}
+        anchors = tuple((k.generation, k.certificate) for k in self._keys.keys if k.generation in alive)
+        handovers = tuple(row.handover for row in self._rows if row.handover)
+        return messages.Joined(
+            self._cluster,
+            statements.sign(signer.key, certificate),
+            tls,
+            anchors,
+            handovers,
+            self.addresses,
+        )
+
+    def issue_grant(self, access: Access, session: int) -> bytes:
+        """For 60 s by this server's clock; renewed by each heartbeat."""
+        certificate, own = access.holder(), self.own
+        if own is None:
+            return b""
+        now = self._clock.wall_ns()
+        self.trust.clock.heard(now)
+        body = Grant(
+            self._cluster,
+            session,
+            certificate.member,
+            certificate.rights,
+            common(certificate.pools, ALL_POOLS),
+            now,
+            now + GRANT_S * S,
+            own.statement,
+        )
+        return statements.sign(own.key, body)
+
+    def learn_message(self) -> messages.Learn:
+        """What nodes are to hear with each heartbeat."""
+        assert self.own is not None, "a metadata server has a key"
+        body = Revocations(
+            self._cluster,
+            self.trust.version,
+            tuple(sorted(self.trust.revoked)),
+            self.trust.ended,
+            self._clock.wall_ns(),
+            self.own.statement,
+        )
+        handovers = tuple(row.handover for row in self._rows if row.handover)
+        return messages.Learn(statements.sign(self.own.key, body), handovers)
+
+    def _ended(self, session: int) -> None:
+        self.trust.clock.heard(self._clock.wall_ns())
+        self.connections.end_sessions([session])
+
+    # ---- messages of Service.IDENTITY -----------------------------------------------------------------------
+
+    async def handle(self, peer: Peer, body: bytes) -> Reply:
+        """Refused says why not."""
+        try:
+            request = messages.decode_request(body)
+        except (msgspec.MsgspecError, ValueError):
+            raise NotAdmitted(Reason.MALFORMED, "this is no message about identity") from None
+        access = access_of(peer)
+        match request:
+            case messages.Join():
+                return Reply(messages.encode(await self._join(request)))
+            case messages.Reissue():
+                return Reply(messages.encode(await self._reissue(_needed(access))))
+            case messages.Present():
+                _needed(access).renew(request.grant)
+            case messages.Learn():
+                for handover in request.handovers:
+                    self.trust.hand_over(handover)
+                self.trust.learn(request.revocations)
+                self.connections.check()
+        return Reply(messages.encode(messages.Accepted()))
+
+    async def _join(self, request: messages.Join) -> messages.Joined:
+        signer = self._signer()
+        operation = said.JoinCluster(
+            tokens.token_id(request.secret),
+            tokens.digest(request.secret),
+            request.public_key,
+            request.name,
+            signer.generation,
+        )
+        try:
+            member = await self._call(operation)
+        except MetadataError as error:
+            raise NotAdmitted(Reason.TOKEN, error.text) from None
+        log.info("%s has joined as %s (member %s)", member.name, " ".join(member.roles), member.id.hex()[:8])
+        return self._joined(member)
+
+    async def _reissue(self, access: Access) -> messages.Joined:
+        held = access.holder()
+        rows = {row.id: row for row in await self._ask(said.ListMembers())}
+        row = rows.get(held.member)
+        if row is None or row.revoked:
+            raise NotAdmitted(Reason.UNKNOWN_KEY, "the key has no row; join again with a token")
+        return self._joined(await self._enter(row.public_key, row.name, row.roles, row.rights, row.pools))
+
+    # ---- operator's commands --------------------------------------------------------------------------------
+
+    async def show(self, arguments: dict[str, Any]) -> Any:
+        rows = self._rows
+        return {
+            "cluster": self._cluster.hex(),
+            "keys": [{"generation": row.generation, "created": row.created, "retired": row.retired} for row in rows],
+            "fingerprint": self._signer().key.public.fingerprint.hex(),
+        }
+
+    async def token_create(self, arguments: dict[str, Any]) -> Any:
+        token = tokens.make(self._signer().key.public.fingerprint, self.addresses)
+        role, rights = Role(arguments["role"]), int(arguments["rights"])
+        roles = (role.value,)
+        pools = tuple(arguments["pools"]) or ALL_POOLS
+        lasts_s = int(arguments["lasts_s"])
+        name = str(arguments.get("name", ""))
+        await self._call(said.AddToken(token.id, tokens.digest(token.secret), roles, rights, pools, lasts_s, name))
+        return {"id": token.id.hex(), "token": token.text()}
+
+    async def token_list(self, arguments: dict[str, Any]) -> Any:
+        return [
+            {
+                "id": row.id.hex(),
+                "roles": row.roles,
+                "name": row.name,
+                "rights": row.rights,
+                "pools": row.pools,
+                "expires": row.expires,
+                "used": bool(row.used_by),
+            }
+            for row in await self._ask(said.ListTokens())
+        ]
+
+    async def token_remove(self, arguments: dict[str, Any]) -> Any:
+        await self._call(said.RemoveToken(bytes.fromhex(arguments["id"])))
+
+    async def members(self, arguments: dict[str, Any]) -> Any:
+        return [
+            {
+                "id": row.id.hex(),
+                "name": row.name,
+                "roles": row.roles,
+                "rights": row.rights,
+                "pools": row.pools,
+                "issued": row.issued,
+                "generation": row.generation,
+                "revoked": row.revoked,
+            }
+            for row in await self._ask(said.ListMembers())
+        ]
+
+    async def revoke(self, arguments: dict[str, Any]) -> Any:
+        """The row first, then connections, then sessions."""
+        wanted = arguments["member"]
+        rows = await self._ask(said.ListMembers())
+        found = [row for row in rows if row.name == wanted or (len(wanted) >= 4 and row.id.hex().startswith(wanted))]
+        if len(found) != 1:
+            raise MetadataError(
+                "ENOENT" if not found else "EINVAL",
+                f"{len(found) or 'no'} member{'s' if found else ''} called {wanted}; `trivium cluster members` has ids",
+            )
+        member = found[0]
+        if self.own is not None and member.public_key == self.own.key.public.raw:
+            raise MetadataError("EPERM", "this is the metadata server's own key: it cannot revoke itself")
+        version = await self._call(said.RevokeMember(member.id))
+        closed = self.connections.revoke(version, [member.id])
+        server = self._leader.server
+        sessions = [session.id for session in server.sessions.all() if session.member == member.id]
+        for session in sessions:
+            await server.end_session(session, f"the key of {member.name} was revoked")
+        return {"name": member.name, "version": version, "closed": closed, "sessions": len(sessions)}
+
+    async def rotate(self, arguments: dict[str, Any]) -> Any:
+        """A new key, handed over by the old one; both count until `finish`."""
+        if arguments.get("finish"):
+            return await self._finish(bool(arguments.get("force")))
+        old = self._signer()
+        if sum(not row.retired for row in self._rows) > 1:
+            raise MetadataError("EBUSY", "a rotation is under way: end it first (trivium cluster rotate --finish)")
+        new = self._keys.of(old.generation + 1) or self._make_next(old.generation + 1)
+        handover = statements.sign(old.key, Handover(self._cluster, new.generation, new.key.public.raw))
+        await self._call(said.AddClusterKey(new.generation, new.key.public.raw, handover))
+        self._rows = await self._ask(said.ListClusterKeys())
+        self.trust.hand_over(handover)
+        await self._enrol()
+        return {"generation": new.generation, "fingerprint": new.key.public.fingerprint.hex()}
+
+    def _make_next(self, generation: int) -> ClusterKey:
+        key = PrivateKey.generate()
+        made = ClusterKey(generation, key, certificates.cluster_certificate(key, self._cluster, generation))
+        self._keys = ClusterKeys(self._cluster, (*self._keys.keys, made))
+        keyfiles.save_cluster(self._path, self._keys)
+        return made
+
+    async def _finish(self, force: bool) -> Any:
+        newest = self._signer()
+        if sum(not row.retired for row in self._rows) < 2:
+            raise MetadataError("EINVAL", "no rotation is under way; trivium cluster rotate begins one")
+        await self._call(said.RetireClusterKey(newest.generation - 1, force))
+        self._rows = await self._ask(said.ListClusterKeys())
+        for row in self._rows:
+            if row.retired:
+                self.trust.retire(row.generation)
+        self._keys = ClusterKeys(self._cluster, (newest,))
+        keyfiles.save_cluster(self._path, self._keys)
+        await self._enrol()
+        return {"generation": newest.generation, "fingerprint": newest.key.public.fingerprint.hex()}
+
+    def commands(self) -> dict[str, Any]:
+        return {
+            "cluster_show": self.show,
+            "cluster_token_create": self.token_create,
+            "cluster_token_list": self.token_list,
+            "cluster_token_remove": self.token_remove,
+            "cluster_members": self.members,
+            "cluster_revoke": self.revoke,
+            "cluster_rotate": self.rotate,
+        }
+
+    # ---- inside ---------------------------------------------------------------------------------------------
+
+    async def _call(self, operation: Any) -> Any:
+        (value,) = await self._leader.client.call(operation)
+        return value
+
+    async def _ask(self, query: Any) -> Any:
+        return await self._leader.client.ask(query)
+
+
+def _needed(access: Access | None) -> Access:
+    if access is None:
+        raise NotAdmitted(Reason.UNKNOWN_KEY, "only a connection with a key may ask this")
+    return access
