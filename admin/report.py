@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from trivium.admin import survival
 from trivium.admin.survival import Place, Survival
 from trivium.cluster.model import ClusterMap, DriveState, Group
 from trivium.cluster.wire import DriveReport
+from trivium.metadata import losses
 from trivium.metadata.chunkrows import split_drives
 from trivium.metadata.tx import Reader
 
@@ -33,6 +35,11 @@ async def status(leader: Leader) -> dict[str, Any]:
     lacking = heal["total"] - heal["done"]
     whole = not wrong and not lacking and _unharmed(spread, places)
     sentences = _sentences(data, survival.weakest((log, root)), drives, heal, lacking)
+    lost = await leader.read(partial(losses.lost_chunks, usable=leader.substrate.watch.usable()))
+    if lost.lost:
+        sentences.insert(0, f"{len(lost.lost)} chunks are lost (fewer than k shards): trivium fsck --lost names them")
+    if lost.away:
+        sentences.insert(0, f"{len(lost.away)} chunks cannot be read until drives come back: trivium fsck --lost")
     return {
         "cluster": leader.substrate.cluster.hex(),
         "whole": whole,
