@@ -4,7 +4,7 @@ PY := .venv/bin/python
 BIN := .venv/bin
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help setup setup-test demo test up bench soak soak-sim lint docs lock clean
+.PHONY: help setup setup-test demo test up bench soak soak-sim soak-rot lint docs lock clean
 help:           ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
 
@@ -31,6 +31,10 @@ soak: setup-test ## long runs that add up: a ledger in .soak/ keeps the rounds a
 
 soak-sim: setup-test ## whole-cluster simulations with new seeds, counted in .soak/sim.jsonl (SEEDS=500)
 	$(PY) -m tests.simsoak --seeds $(or $(SEEDS),500) --jobs 2
+
+soak-rot: setup-test ## single random bits of everything on the drives, a new seed each time (BITS=20000)
+	TRIVIUM_BITS=$(or $(BITS),20000) TRIVIUM_SEED=$$(shuf -i 1-1000000 -n 1) PYTHONHASHSEED=0 \
+	$(PY) -m pytest -s tests/simulation/test_bitrot.py
 
 lint: setup-test ## ruff, mypy strict, layers
 	$(BIN)/ruff check .
