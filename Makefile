@@ -4,7 +4,7 @@ PY := .venv/bin/python
 BIN := .venv/bin
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help setup setup-test demo test up bench scale soak soak-sim mutations lint docs lock clean
+.PHONY: help setup setup-test demo test up bench scale soak soak-sim soak-rot mutations lint docs lock clean
 help:           ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
 
@@ -37,6 +37,10 @@ soak-sim: setup-test ## whole-cluster simulations with new seeds, counted in .so
 
 mutations: setup-test ## break the product on purpose, fault by fault: the simulation must notice (writes docs/mutations.md)
 	$(PY) -m tests.mutations --write
+
+soak-rot: setup-test ## single random bits of everything on the drives, a new seed each time (BITS=20000)
+	TRIVIUM_BITS=$(or $(BITS),20000) TRIVIUM_SEED=$$(shuf -i 1-1000000 -n 1) PYTHONHASHSEED=0 \
+	$(PY) -m pytest -s tests/simulation/test_bitrot.py
 
 lint: setup-test ## ruff, mypy strict, layers
 	$(BIN)/ruff check .

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import apsw
 
-from trivium.admin import drivecommands, drivelife, report
+from trivium.admin import drivecommands, drivelife, losscommand, report
 from trivium.admin.joining import Joining
 from trivium.admin.processes import drives
 from trivium.metadata import mapsettings
@@ -44,6 +44,7 @@ def register_commands(leader: Leader, endpoints: dict[str, str]) -> None:
             "metadata_copy": commands.metadata_copy,
             "digest": commands.digest,
             "fsck": commands.fsck,
+            "lost": commands.lost,
             "dump": commands.dump,
             "scrub": commands.scrub,
             **Joining(leader).commands(),
@@ -145,6 +146,9 @@ class Commands:
 
     async def fsck(self, arguments: dict[str, Any]) -> Any:
         return await self._leader.upkeep.fsck(bool(arguments.get("drives", True)))
+
+    async def lost(self, arguments: dict[str, Any]) -> Any:
+        return await losscommand.report(self._leader)
 
     async def scrub(self, arguments: dict[str, Any]) -> Any:
         """Begin a pass (`start`), or say how far it is."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from trivium.admin import drivestates, survival, workreport
 from trivium.admin.survival import Place, Survival
 from trivium.cluster.model import ClusterMap, Group
 from trivium.cluster.wire import DriveReport
-from trivium.metadata import mapsettings
+from trivium.metadata import losses, mapsettings
 from trivium.metadata.chunkrows import split_drives
 from trivium.metadata.tx import Reader
 
@@ -47,6 +48,11 @@ async def status(leader: Leader) -> dict[str, Any]:
     sentences = _sentences(data, survival.weakest((log, root)), drives, heal, lacking)
     sentences += [f"node {node['name']} {node['text']}" for node in silent]
     sentences += _operator(leader, drives)
+    lost = await leader.read(partial(losses.lost_chunks, usable=leader.substrate.watch.usable()))
+    if lost.lost:
+        sentences.insert(0, f"{len(lost.lost)} chunks are lost (fewer than k shards): trivium fsck --lost names them")
+    if lost.away:
+        sentences.insert(0, f"{len(lost.away)} chunks cannot be read until drives come back: trivium fsck --lost")
     return {
         "cluster": leader.substrate.cluster.hex(),
         "whole": whole,

@@ -124,3 +124,25 @@ def _reached_end(root: Root, done: Restored) -> bool:
         done.notes.append(f"the log is lost behind record {done.seq}; it went on to record {wanted} or further")
         return False
     return True
+
+
+def replace_database(source: str, path: str) -> None:
+    """Put a restored file in the place of the database, durably; what was there is kept as PATH.old."""
+    db = database.open_writer(source)
+    db.pragma("wal_checkpoint(TRUNCATE)")
+    db.close()
+    for suffix in ("", "-wal", "-shm"):
+        if os.path.exists(path + suffix):
+            os.replace(path + suffix, f"{path}.old{suffix}")
+    fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    os.chmod(source, 0o600)
+    os.rename(source, path)
+    folder = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

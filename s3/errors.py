@@ -135,6 +135,12 @@ FROM_CLUSTER: tuple[tuple[type[cluster.ClusterError], str], ...] = (
 )
 
 
+LOST = (
+    "Bytes of this object are lost: more drives are gone than its parity can replace. The rest of it, and of the pool, "
+    "stays readable; the operator sees all names with `trivium fsck --lost`."
+)
+
+
 class S3Error(Exception):
     """Answered to the client as it is. `extra`: more elements of the error document (BucketName …)."""
 
@@ -153,7 +159,7 @@ def translate(error: MetadataError | cluster.ClusterError) -> S3Error:
             return S3Error("InternalError", f"The metadata server answered {error.code}.")
         return S3Error(code, error.text)
     code = next(code for cls, code in FROM_CLUSTER if isinstance(error, cls))
-    return S3Error(code)
+    return S3Error(code, LOST if isinstance(error, cluster.ChunkLost) else "")
 
 
 def document(error: S3Error, resource: str, request_id: str) -> bytes:

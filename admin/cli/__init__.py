@@ -28,6 +28,7 @@ _COMMANDS = {
     "heal": ("drive", "heal"),
     "scrub": ("scrub", "scrub"),
     "fsck": ("fsck", "fsck"),
+    "rebuild-metadata": ("rebuild", "rebuild_metadata"),
     "credential": ("credential", "credential"),
     "metadata": ("metadata", "metadata"),
     "cluster": ("cluster", "cluster"),

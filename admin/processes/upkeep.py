@@ -197,6 +197,10 @@ class Upkeep:
             await inventory.list_empty(self._leader.server.writer.do, stock)
         return findings
 
+    async def note_empty(self) -> None:
+        """Take stock of the drives that answer: rows learn which places are empty."""
+        await inventory.list_empty(self._leader.server.writer.do, await self._survey())
+
     async def dump_now(self) -> dict[str, Any]:
         entry = await self.dumper.write()
         return {"seq": entry.seq, "size": entry.size, "digest": entry.digest.hex()}

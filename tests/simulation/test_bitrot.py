@@ -193,7 +193,7 @@ class Rot:
         with trio.fail_after(3600):
             for _ in range(3):
                 leader.upkeep.scrubbing.now()
-                while leader.upkeep.scrubbing.report()["running"]:
+                while leader.upkeep.scrubbing.report()["running"]:  # noqa: ASYNC110 (simulated time)
                     await trio.sleep(1)
                 await self.world.until_whole()
                 await trio.sleep(30)
