@@ -44,7 +44,7 @@ async def status(leader: Leader) -> dict[str, Any]:
     silent = [node for node in nodes if node["state"] != "up"]
     work = await workreport.work(leader.upkeep)
     narrow = work["narrow"]["left"] if work["narrow"] else 0
-    whole = not wrong and not silent and not lacking and not narrow and _unharmed(spread, places)
+    whole = not wrong and not silent and not lacking and _unharmed(spread, places)
     sentences = _sentences(data, survival.weakest((log, root)), drives, heal, lacking)
     sentences += [f"node {node['name']} {node['text']}" for node in silent]
     sentences += _operator(leader, drives)

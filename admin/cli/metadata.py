@@ -19,7 +19,7 @@ from trivium.admin.errors import CommandError
 @click.group(invoke_without_command=True)
 @metadata_options
 @click.pass_context
-def metadata(context: click.Context, data: DataDir | None, **options: Any) -> None:
+def metadata(context: click.Context, /, data: DataDir | None, **options: Any) -> None:
     """Lead a pool (with --data or --config); or query, describe and export a snapshot of the metadata.
 
     Without a command this is the metadata server: drives may be its own and those of `trivium node` processes, which

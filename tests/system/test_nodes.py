@@ -120,10 +120,10 @@ def test_a_killed_node_stops_nothing_and_comes_back_with_all_of_it(pool: Process
     source = random.Random(seed)
     start_all(pool)
     s3 = pool.boto(retries={"total_max_attempts": 3}, connect_timeout=10, read_timeout=60)
-    s3.create_bucket(Bucket="b")
+    s3.create_bucket(Bucket="shelf")
     bodies = {f"k{number}": source.randbytes(size) for number, size in enumerate((100, 70_000, 1_000_000, 9_000_000))}
     for key, body in bodies.items():
-        s3.put_object(Bucket="b", Key=key, Body=body)
+        s3.put_object(Bucket="shelf", Key=key, Body=body)
     mountpoint = pool.work / "mnt"
     mountpoint.mkdir()
     pool.trivium("mount", mountpoint)
@@ -140,11 +140,11 @@ def test_a_killed_node_stops_nothing_and_comes_back_with_all_of_it(pool: Process
     assert status["survives"]["data"]["hosts"] == 0
     check(pool, mountpoint, bodies)
     bodies["while-silent"] = source.randbytes(3_000_000)
-    s3.put_object(Bucket="b", Key="while-silent", Body=bodies["while-silent"])
+    s3.put_object(Bucket="shelf", Key="while-silent", Body=bodies["while-silent"])
     wait_for(lambda: {n["name"]: n["state"] for n in pool.status()["nodes"]}["n1"] == "down", "the node to be down")
     assert sorted(d["state"] for d in pool.status()["drives"]) == ["down"] * 2 + ["up"] * 4
     bodies["while-down"] = source.randbytes(5_000_000)
-    (mountpoint / "b" / "while-down").write_bytes(bodies["while-down"])
+    (mountpoint / "shelf" / "while-down").write_bytes(bodies["while-down"])
     check(pool, mountpoint, bodies)
 
     pool.node(1)
@@ -162,8 +162,8 @@ def test_a_killed_node_stops_nothing_and_comes_back_with_all_of_it(pool: Process
 def check(pool: Processes, mountpoint: Path, bodies: dict[str, bytes]) -> None:
     s3 = pool.boto(retries={"total_max_attempts": 3}, connect_timeout=10, read_timeout=60)
     for key, body in bodies.items():
-        assert digest(s3.get_object(Bucket="b", Key=key)["Body"].read()) == digest(body), key
-        assert digest((mountpoint / "b" / key).read_bytes()) == digest(body), key
+        assert digest(s3.get_object(Bucket="shelf", Key=key)["Body"].read()) == digest(body), key
+        assert digest((mountpoint / "shelf" / key).read_bytes()) == digest(body), key
     os.sync()
 
 
