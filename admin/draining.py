@@ -125,6 +125,11 @@ class Draining:
         self._wake.set()
         self.drainer.changed()
 
+    def forget(self, drive: bytes) -> None:
+        """Its drain was cancelled: another one begins with the sessions that live then."""
+        self._puts.pop(drive, None)
+        self._most.pop(drive, None)
+
     async def run(self) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.drainer.run)
@@ -180,8 +185,7 @@ class Draining:
         rows = drain.draining(self._leader.server.map)
         drives = frozenset(row.id for row in rows)
         for drive in set(self._puts) - drives:
-            del self._puts[drive]
-            self._most.pop(drive, None)
+            self.forget(drive)
         for drive in sorted(drives):
             self._before(drive)
         try:
@@ -196,6 +200,9 @@ class Draining:
     async def settle_votes(self) -> None:
         """Give the root the voters that the map allows, one change at a time."""
         leader = self._leader
+        cluster_map = leader.server.map
+        if leader.root.map.version < cluster_map.version:  # its copy met no majority when the record was made
+            await leader.register.change(lambda root: msgspec.structs.replace(root, map=cluster_map))
 
         def wanted(root: Root) -> tuple[bytes, ...] | None:
             return next_voters(root.root_drives, leader.server.map, leader.substrate.watch.usable())

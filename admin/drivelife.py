@@ -73,6 +73,7 @@ async def cancel_drain(leader: Leader, name: str) -> None:
     if row.reason != drain.DRAINING:
         raise MetadataError("EINVAL", f"drive {name} is not draining")
     await leader.change_map(lambda tx: maprows.put_drive(tx, msgspec.structs.replace(row, reason="")))
+    leader.upkeep.draining.forget(row.id)
     await leader.server.groups.renew()
     log.info("the drain of drive %s is cancelled", name)
     leader.upkeep.drives_changed()

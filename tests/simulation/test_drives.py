@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 import trio
 
-from tests.simulation.runner import run_one
+from tests.simulation.runner import run_schedules
 from tests.simulation.simclients import BUCKET, Disk, Objects, check_listing, read_object
 from tests.simulation.simmodel import Model
 from tests.simulation.test_scenarios import LARGE, commit, files_of, put, stage
@@ -23,7 +23,7 @@ from trivium.cluster.model import DriveRow, SegmentEntry
 from trivium.metadata import drain, heal, inventory, mapsettings
 from trivium.metadata.messages import CreateBucket, CreateVolume, DeleteObject, MetadataError, OpenVolume
 
-SEEDS = 2
+SEEDS = 1  # each is minutes of a pool's life; TRIVIUM_SEEDS=20 runs more
 Scenario = Callable[[World, Client], Awaitable[None]]
 
 
@@ -36,12 +36,7 @@ def on_drives(scenario: Scenario, count: int = 8) -> None:
                 await client.metadata.call(CreateBucket(BUCKET, "root"))
                 await scenario(world, client)
 
-    for seed in range(SEEDS):
-        try:
-            run_one(schedule, seed)
-        except BaseException:
-            print(f"failing seed: {seed}")
-            raise
+    run_schedules(schedule, count=SEEDS)
 
 
 async def row_of(world: World, name: str) -> DriveRow:
