@@ -174,13 +174,16 @@ class Scrubbing:
         leader = self._leader
 
         async def on_dump(chunk: ChunkId, index: int, drive: bytes, what: str) -> None:
-            leader.upkeep.dumper.asked.set()
+            pass  # a dump's chunks have no rows: it is written anew
 
         scrub = self._new(on_dump)
-        found = await scrubrest.dumps(leader, scrub)
-        self._add(scrub, (0, 0, 0, 0))
-        found += await scrubrest.logs(leader, leader.upkeep.log_parts)
+        found = await scrubrest.logs(leader, leader.upkeep.log_parts)  # before a new dump trims the log
         found += await scrubrest.roots(leader)
+        bad_dumps = await scrubrest.dumps(leader, scrub)
+        if bad_dumps:
+            await scrubrest.write_dumps_anew(leader)
+        self._add(scrub, (0, 0, 0, 0))
+        found += bad_dumps
         if found:
             self._note(found)
             leader.upkeep.drives_changed()

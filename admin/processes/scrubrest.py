@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+import apsw
 import msgspec
 
 from trivium.cluster import logsegment
@@ -17,7 +18,7 @@ from trivium.cluster.log import LogParts
 from trivium.cluster.model import Placed, SegmentEntry
 from trivium.cluster.scrub import Scrub
 from trivium.cluster.wire import ReadRoot
-from trivium.metadata.dump import read_index
+from trivium.metadata.dump import DumpRefused, read_index
 
 if TYPE_CHECKING:
     from trivium.admin.processes.lead import Leader
@@ -36,12 +37,21 @@ async def dumps(leader: Leader, scrub: Scrub) -> list[str]:
         except Unavailable:
             continue
         except ClusterError as error:
-            leader.upkeep.dumper.asked.set()
             found.append(f"the dump of record {entry.seq} cannot be read: {error}")
         for placed in places:
             for finding in await scrub.check(placed):
                 found.append(f"shard {finding.index} of the dump of record {entry.seq} is {finding.what}")
     return found
+
+
+async def write_dumps_anew(leader: Leader) -> None:
+    """Both that the root names: the first new one still keeps the newest old one beside it."""
+    try:
+        for _ in range(2):
+            await leader.upkeep.dumper.write()
+    except (ClusterError, DumpRefused, apsw.Error, OSError) as error:
+        leader.upkeep.dumper.asked.set()
+        log.error("a damaged dump is not written anew yet: %s", error)
 
 
 async def logs(leader: Leader, parts: LogParts) -> list[str]:
