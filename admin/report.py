@@ -44,7 +44,9 @@ async def status(leader: Leader) -> dict[str, Any]:
     silent = [node for node in nodes if node["state"] != "up"]
     work = await workreport.work(leader.upkeep)
     narrow = work["narrow"]["left"] if work["narrow"] else 0
-    whole = not wrong and not silent and not lacking and _unharmed(spread, places)
+    parity = {pool.id: pool.m for pool in cluster_map.pools}
+    weak = any(group.m < parity[group.pool] for group, _ in spread if group.pool in parity)
+    whole = not wrong and not silent and not lacking and not weak and _unharmed(spread, places)
     sentences = _sentences(data, survival.weakest((log, root)), drives, heal, lacking)
     sentences += [f"node {node['name']} {node['text']}" for node in silent]
     sentences += _operator(leader, drives)
@@ -162,15 +164,18 @@ def _summary(
     whole: bool,
     silent: list[dict[str, Any]],
 ) -> str:
+    """Narrow chunks survive as many losses as others and only take more room: whole, unless they have less parity."""
     pool = cluster_map.pools[0]
+    text = f"{narrow} narrow chunk{'s' if narrow > 1 else ''}"
     if whole:
-        return f"whole: {pool.k}+{pool.m} over {sum(1 for d in cluster_map.drives if d.reason != 'removed')} drives"
+        drives = sum(1 for drive in cluster_map.drives if drive.reason != "removed")
+        return f"whole: {pool.k}+{pool.m} over {drives} drives" + (f", {text} to be written anew" if narrow else "")
     parts = [f"{drive['name']} is {drive['state']}" for drive in wrong]
     parts += [f"node {node['name']} is {node['state']}" for node in silent]
     if lacking:
         parts.append(f"{lacking} chunk{'s' if lacking > 1 else ''} to heal")
     if narrow:
-        parts.append(f"{narrow} narrow chunk{'s' if narrow > 1 else ''}")
+        parts.append(text)
     return "degraded: " + (", ".join(parts) or "some shards are on drives that do not answer")
 
 

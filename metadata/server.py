@@ -110,6 +110,7 @@ class MetadataServer:
         self.recalls = Recalls(self.leases, timeout_s=timeout_s, on_silent=self.end_session)
         self.readers = Readers(path, executor=executor, clock=clock, count=readers)
         self.admin_commands: dict[str, AdminCommand] = {"engine": self._engine_status}
+        self.called_s = float("-inf")  # when a client last changed something
         self.on_latencies: Callable[[int, tuple[tuple[str, int, float], ...]], None] = lambda session, samples: None
         self.issue_grant: Callable[[Access, int], bytes] | None = None  # set by who holds a metadata server's key
         self.on_session_gone: Callable[[int], None] = lambda session: None  # its end is durable: close connections
@@ -290,6 +291,7 @@ class MetadataServer:
         )
         match request:
             case messages.Call():
+                self.called_s = trio.current_time()
                 return await self._calls.call(self.sessions.get(request.session), request, len(body))
             case messages.Ask():
                 return await self._ask(self.sessions.get(request.session), request.query)

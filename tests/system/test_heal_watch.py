@@ -73,5 +73,5 @@ def test_narrow_chunks_are_told_of(pool: SystemPool) -> None:
     fill(pool, 3, MIB)
     pool.trivium("drive", "replace", "d3")
     status = json.loads(pool.trivium("status", "--json").stdout)
-    assert not status["whole"] and status["narrow"]["left"] == 3 and "narrow" in status["summary"]
+    assert status["whole"] and status["narrow"]["left"] == 3 and "3 narrow chunks" in status["summary"]
     assert "written anew" in pool.trivium("status").stdout
