@@ -20,7 +20,9 @@ from tests.simulation.simclients import BUCKET, FILES, Disk, Files, Objects, che
 from tests.simulation.simmodel import Model
 from tests.simulation.test_volume import SIZE
 from tests.simulation.world import Client, World
+from trivium.admin.processes.drives import absolute
 from trivium.cluster.errors import ClusterError
+from trivium.cluster.model import SHARD_ALIGN, DriveRow
 from trivium.metadata import inventory
 from trivium.metadata.dump import DumpRefused
 from trivium.metadata.messages import CreateBucket, CreateVolume, GetBucket, MetadataError
@@ -211,7 +213,10 @@ class Run:
         await world.check_rows(drives=True)
         await world.check_replay(directory)
         rows = world.healthy()
-        for row in self.rng.sample([row for row in rows if row.id != self.flipping], 1 if self.flipping else 2):
+        wiped = self.rng.sample([row for row in rows if row.id != self.flipping], 1 if self.flipping else 2)
+        if len(wiped) == 2 and self.rng.random() < 0.5:
+            self._rot_all(wiped.pop())  # what it holds is read by whoever does not look
+        for row in wiped:
             world.lose_drive(row, "wipe")
         world.forget_database()
         world.die("power")
@@ -219,6 +224,14 @@ class Run:
         await self.read_all()
         await world.until_whole()
         await world.check_rows(drives=False)
+
+    def _rot_all(self, row: DriveRow) -> None:
+        """A bit of the data of every shard on one drive, behind the header."""
+        files = self.world.files
+        self.trace(f"all of {row.path} rots")
+        for path in files.paths(absolute(self.world.data, row.path) + "/chunks"):
+            if (size := len(files.contents(path))) > SHARD_ALIGN:
+                files.flip(path, self.rng.randrange(SHARD_ALIGN, size), 1 << self.rng.randrange(8))
 
     async def collected(self) -> None:
         """Every session has ended: what no row names goes, and nothing else."""
