@@ -116,8 +116,9 @@ def formed(tmp_path: Path) -> MemoryMetaLog:
         await recover_or_form(str(tmp_path / "t.db"), metalog, memory_map(), TrioClock())
         last = metalog.records[-1]
         payload = patchset(INSERT)
-        record = make(RecordKind.PATCHSET, payload, schema=schema.VERSION, last_seq=last.seq, last_hash=last.hash)
-        await metalog.append(record)
+        await metalog.append(
+            make(RecordKind.PATCHSET, payload, schema=schema.VERSION, last_seq=last.seq, last_hash=last.hash)
+        )
 
     trio.run(main)
     return metalog
