@@ -26,6 +26,7 @@ from trivium.cluster.transport.interface import Connection
 from trivium.cluster.transport.unix import UnixConnection
 from trivium.metadata.client import MetadataClient, OnRecall
 
+
 @dataclass(frozen=True, slots=True)
 class Pool:
     """What a face gets from below."""
