@@ -18,12 +18,7 @@ from trivium.admin.errors import CommandError
 
 @click.group(invoke_without_command=True)
 @metadata_options
-<<<<<<< HEAD
-@click.pass_context
-def metadata(context: click.Context, /, data: DataDir | None, **options: Any) -> None:
-=======
 def metadata(data: DataDir | None, **options: Any) -> None:
->>>>>>> nodes
     """Lead a pool (with --data or --config); or query, describe and export a snapshot of the metadata.
 
     Without a command this is the metadata server: drives may be its own and those of `trivium node` processes, which
