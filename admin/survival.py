@@ -19,7 +19,7 @@ class Place:
     """Where a drive is, and whether it answers."""
 
     up: bool
-    disk: object  # equal for drives that share one (st_dev, and the node that says so)
+    disk: int
     host: str
     rack: str
 
