@@ -434,7 +434,14 @@ class Filesystem:
         inode = await self._view.fresh(ino)
         if flags & os.O_TRUNC and flags & os.O_ACCMODE != os.O_RDONLY:
             await self.contents.truncate(inode, 0, uid=caller.uid)
-        return self.contents.opened(inode, flags, caller.uid)
+        opened = self.contents.opened(inode, flags, caller.uid)
+        if inode.is_regular and not self._view.trusts(inode):
+            try:
+                await self._recalls.keep_unleased(inode)
+            except BaseException:
+                await self.release(opened[0].fh)
+                raise
+        return opened
 
     async def release(self, fh: int) -> None:
         inode = self.contents.closed(fh)

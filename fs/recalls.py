@@ -7,9 +7,9 @@ Invariants: (1) a recall is answered in bounded time whatever the kernel does (`
 a write that waits for another mount's answer to a recall of ours; (2) names are invalidated beside it: until that is
 done, or the name was looked up again, requests that come by it get ESTALE, upon which the kernel looks the name up,
 once: a second ESTALE would be the program's; (3) contents that are open here survive an unlink elsewhere: the server is
-told before the recall is answered (`Hold`), and one that has restarted before anybody's change goes on (the
-heartbeat); (4) pages that were dirtied through a mapping under a session that has ended are refused (EIO) while the
-kernel gives them up.
+told (`Hold`) before a recall is answered and at an open without a lease, and one that has restarted before anybody's
+change goes on (the heartbeat); (4) pages that were dirtied through a mapping under a session that has ended are refused
+(EIO) while the kernel gives them up.
 """
 
 from __future__ import annotations
@@ -156,6 +156,15 @@ class Recalls:
         for inode in held:
             inode.held = True
         return [inode.ino for inode in held]
+
+    async def keep_unleased(self, inode: Inode) -> None:
+        """Opened while there is no lease (a restarted server, a recall under way): nobody would ask before it goes.
+        ESTALE when it has gone."""
+        if not inode.held:
+            await self._view.metadata.call(Hold((inode.ino,)))
+            inode.held = True
+        if inode.attr.nlink:
+            await self._view.fresh(inode.ino)
 
     async def _lease_again(self, inode: Inode) -> None:
         """An open file needs a lease; what was read without one is read again."""

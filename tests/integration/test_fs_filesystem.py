@@ -146,6 +146,27 @@ def test_an_unlinked_open_file_stays_readable_here_and_elsewhere() -> None:
     run(test, 2)
 
 
+def test_a_file_opened_while_its_removal_waits_stays_readable() -> None:
+    """The removal waits for others (a grace, a recall): no lease is granted meanwhile, so nobody would be asked."""
+
+    async def main() -> None:
+        async with memory_pool() as pool, pool.filesystem(seed=1) as a, pool.filesystem(seed=2) as b:
+            ino = await make(a, b"f", b"x" * 100_000)
+            await b.lookup(ROOT_INO, b"f")
+            await pool.server.recalls.recall(pool.server.leases.to_recall(0, [(ino, b"")]))
+            pool.server.leases.hold_back([(ino, b"")])
+            handle, _ = await b.open(ino, os.O_RDONLY, ROOT)
+            assert not handle.inode.leased
+            pool.server.leases.let_go([(ino, b"")])
+            await a.unlink(ROOT_INO, b"f")
+            assert bytes(await b.contents.read(handle.fh, 0, 200_000)) == b"x" * 100_000
+            await b.release(handle.fh)
+            await trio.testing.wait_all_tasks_blocked()
+            await fails(errno.ESTALE, b.getattr(ino))
+
+    trio.run(main, clock=MockClock(autojump_threshold=0))
+
+
 def test_a_file_replaced_by_rename_stays_readable() -> None:
     async def test(a: Filesystem, b: Filesystem) -> None:
         old, new = await make(a, b"f", b"old"), await make(a, b"g", b"new")
