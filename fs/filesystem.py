@@ -206,7 +206,10 @@ class Filesystem:
         inode = self._view.inodes.get(ino)
         if inode is not None and inode.held and not inode.leased and inode.attr.nlink == 0:
             return inode  # nameless: nobody else changes it
-        return await self._view.fresh(ino)
+        inode = await self._view.fresh(ino)
+        if not inode.opens:
+            self._refuse_replaced(inode)
+        return inode
 
     async def setattr(
         self,
@@ -367,6 +370,7 @@ class Filesystem:
         opens = inode.opens if inode is not None else 0
         if inode is not None:
             self._view.count_down(inode, nlink)
+            inode.unlinked_here = nlink == 0
             if nlink == 0 and not opens:
                 self._writeback.discard(inode, 0)
                 inode.fresh = False
@@ -425,6 +429,11 @@ class Filesystem:
         else:
             self._view.named(parent, name, 0, {parent})
             self._view.named(new_parent, new_name, 0, {new_parent})
+        # What the kernel moved it believes for as long as it believed the name before: ours to end where no lease is.
+        if moved is not None and not self.name_cacheable(new_parent, new_name, moved):
+            self._recalls.forget_name(new_parent, new_name)
+        if back is not None and not self.name_cacheable(parent, name, back):
+            self._recalls.forget_name(parent, name)
 
     # ---- open files -----------------------------------------------------------------------------------------
 
@@ -432,6 +441,7 @@ class Filesystem:
         """Answers the handle, and whether the kernel may keep the pages that it has."""
         self.by_name(ino)
         inode = await self._view.fresh(ino)
+        self._refuse_replaced(inode)
         if flags & os.O_TRUNC and flags & os.O_ACCMODE != os.O_RDONLY:
             await self.contents.truncate(inode, 0, uid=caller.uid)
         opened = self.contents.opened(inode, flags, caller.uid)
@@ -443,10 +453,18 @@ class Filesystem:
                 raise
         return opened
 
+    def _refuse_replaced(self, inode: Inode) -> None:
+        """A name that the kernel still has for a file that was unlinked elsewhere (its look-up was answered just before
+        the recall): it must look the name up again, though handles keep the contents alive."""
+        if inode.is_regular and inode.attr.nlink == 0 and not inode.unlinked_here:
+            raise failure(errno.ESTALE)
+
     async def release(self, fh: int) -> None:
         inode = self.contents.closed(fh)
         if inode.opens:
             return
+        if inode.attr.nlink == 0:
+            inode.drop()  # given back below: what the lease allowed to be cached is no answer any more
         if inode.pending.dirty:
             self._spawn(self._writeback.drain, inode)
         if inode.held:

@@ -49,6 +49,7 @@ class Inode:
         "recalling",
         "stale_names",
         "unleased_reads",
+        "unlinked_here",
         "virgin",
         "xattrs",
     )
@@ -68,6 +69,7 @@ class Inode:
         self.layout: LayoutCache | None = None
         self.lookups = 0
         self.opens = 0
+        self.unlinked_here = False  # its last name went by a call of this mount: the kernel has no name for it
         self.held = False  # the server keeps the contents for us: give them back with Release
         self.dentries: dict[bytes, int] = {}  # of a directory: names that the kernel was told of
         self.links: set[tuple[int, bytes]] = set()  # where those names are: (parent, name)
@@ -172,7 +174,8 @@ class Inodes:
         if inode.attr.version != attr.version and not mutation:
             inode.layout = None
         inode.attr = attr
-        inode.fresh = inode.leased
+        # A directory whose names are recalled one by one keeps its lease while somebody's change is still to come.
+        inode.fresh = inode.leased and bool(attr.lease or not inode.is_dir)
         return inode
 
     def ahead(self, attr: Attr, seen: set[int]) -> None:

@@ -90,9 +90,10 @@ class Listing:
     def _learn(self, handle: DirHandle, page: DirPage, disturbed: bool) -> None:
         """Under a lease the names of pages are known names; all pages undisturbed: no others exist."""
         directory = handle.inode
-        if disturbed:
+        if disturbed or not page.lease:  # without: somebody's change waits, its recall answered already
+            handle.changes = -1
             return
-        if page.lease and self._view.inodes.keeps_lease(directory.ino):
+        if self._view.inodes.keeps_lease(directory.ino):
             directory.leased = True
         if not directory.leased:
             return

@@ -83,6 +83,16 @@ class Recalls:
             if inode.opens and inode.is_regular and not inode.leased:
                 self._spawn(self._lease_again, inode)
 
+    def forget_name(self, parent: int, name: bytes) -> None:
+        """The kernel is made to look a name up again, in the background: it may be holding the directory for us."""
+        directory = self._view.inodes.get(parent)
+        if directory is None:
+            return
+        child = self._view.inodes.get(self._view.inodes.no_dentry(parent, name))
+        if child is not None:
+            children = [(child, self._view.inodes.name_is_stale(parent, name, child))]
+            self._spawn(self._name_thread, parent, [name], children, trio.Event())
+
     async def _names(self, directory: Inode, names: list[bytes]) -> None:
         """Invalidate names, in threads; wait for them a little, then go on without."""
         inodes = self._view.inodes

@@ -78,7 +78,7 @@ class View:
         directory.asked = 0
         if page.more:
             directory.list_after = min(1 << 20, directory.list_after * 64)
-        elif directory.leased and directory.ino not in seen and UNKNOWN not in seen:
+        elif page.lease and directory.leased and directory.ino not in seen and UNKNOWN not in seen:
             directory.names = {entry.name: entry.attr.ino for entry in page.entries}
             directory.complete = True
 
@@ -87,7 +87,9 @@ class View:
         if directory is None or parent in seen or UNKNOWN in seen:
             return
         directory.asked += 1
-        if lease and self.inodes.keeps_lease(parent):
+        if not lease:  # somebody's change waits, and has had its recall of this name answered already
+            return
+        if self.inodes.keeps_lease(parent):
             directory.leased = True
         if directory.leased:
             if len(directory.names) >= NAMES_MAX:

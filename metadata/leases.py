@@ -10,6 +10,8 @@ Invariants:
    answer's snapshot (`grant` says "read again" otherwise).
 3. A session's own leases never stand in its own way.
 4. Recalling one entry of a directory leaves the lease on the directory; after ENTRY_RECALLS of those all of it goes.
+   Until the change has happened, answers about the directory carry no lease (a holder caches nothing that they say),
+   and a change of the entry by the holder itself makes the recall void.
 """
 
 from __future__ import annotations
@@ -54,6 +56,9 @@ class LeaseTable(LeaseCheck):
             conflicts = [(ino, name) for ino, name in touched if self._in_the_way(ino, name, session)]
         if conflicts:
             self.end(touched, 0)
+        else:  # whoever changes an entry has it in its cache again, though it was recalled
+            for entry in touched:
+                self._cleared.get(entry, set()).discard(session)
         return conflicts
 
     def end(self, touched: Touched, seq: int) -> None:

@@ -136,6 +136,7 @@ def load_identity(path: Path) -> Identity:
 
 def write_secret(path: Path, data: bytes) -> None:
     """Atomically and durably, readable by the owner alone whatever the umask is."""
+    path.parent.mkdir(mode=0o700, exist_ok=True)
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     temporary = f".{path.name}.{secrets.token_hex(8)}"
     try:

@@ -7,6 +7,7 @@ import os
 import random
 import stat
 import threading
+from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import Any
@@ -288,6 +289,78 @@ def test_a_file_opened_while_its_removal_waits_stays_readable() -> None:
             await fails(errno.ESTALE, b.getattr(ino))
 
     trio.run(main, clock=MockClock(autojump_threshold=0))
+
+
+def test_what_is_looked_up_between_a_recall_and_its_change_is_not_kept() -> None:
+    """A change may wait for others after this mount has answered its recall: what is answered meanwhile is the past."""
+
+    async def main() -> None:
+        async with memory_pool() as pool, pool.filesystem(seed=1) as a, pool.filesystem(seed=2) as b:
+            folder = (await a.mkdir(ROOT_INO, b"d", 0o755, ROOT)).ino
+            old = await make(a, b"f", b"old", parent=folder)
+            await b.lookup(ROOT_INO, b"d")
+            assert (await b.lookup(folder, b"f")).ino == old
+            assert (await b.getattr(folder)).leased
+            nlink = (await b.getattr(folder)).attr.nlink
+            waiting = [(folder, b"f"), (folder, b"e"), (folder, b"sub")]
+            await pool.server.recalls.recall(pool.server.leases.to_recall(0, waiting))
+            pool.server.leases.hold_back(waiting)
+            assert (await b.lookup(folder, b"f")).ino == old
+            await fails(errno.ENOENT, b.lookup(folder, b"e"))
+            assert await names(b, folder) == [b"f"]
+            assert (await b.getattr(folder)).attr.nlink == nlink
+            new = await make(a, b"g", b"new", parent=folder)
+            await a.rename(folder, b"g", folder, b"f")
+            await make(a, b"e", b"e", parent=folder)
+            await a.mkdir(folder, b"sub", 0o755, ROOT)
+            pool.server.leases.let_go(waiting)
+            assert (await b.lookup(folder, b"f")).ino == new
+            await b.lookup(folder, b"e")
+            assert sorted(await names(b, folder)) == [b"e", b"f", b"sub"]
+            assert (await b.getattr(folder)).attr.nlink == nlink + 1
+            assert await content(b, new) == b"new"
+
+    trio.run(main, clock=MockClock(autojump_threshold=0))
+
+
+def test_a_name_that_still_stands_for_a_replaced_file_is_looked_up_again() -> None:
+    """Handles keep its contents, but nobody opens it anew: the kernel repeats a look-up after ESTALE."""
+
+    async def test(a: Filesystem, b: Filesystem) -> None:
+        old = await make(a, b"f", b"old")
+        await b.lookup(ROOT_INO, b"f")
+        handle, _ = await b.open(old, os.O_RDONLY, ROOT)
+        await a.rename(ROOT_INO, (await _named(a, b"g", b"new")), ROOT_INO, b"f")
+        await fails(errno.ESTALE, b.open(old, os.O_RDONLY, ROOT))
+        assert (await b.getattr(old)).attr.nlink == 0
+        assert bytes(await b.contents.read(handle.fh, 0, 100)) == b"old"
+        await b.release(handle.fh)
+        await fails(errno.ESTALE, b.getattr(old))
+
+    async def _named(fs: Filesystem, name: bytes, data: bytes) -> bytes:
+        await make(fs, name, data)
+        return name
+
+    run(test, 2)
+
+
+def test_a_name_that_the_kernel_moved_without_a_lease_is_given_up() -> None:
+    """It believes the new name for as long as it believed the old one."""
+
+    async def main() -> None:
+        kernel = RecordingKernel()
+        async with memory_pool() as pool, pool.filesystem(seed=1, notifier=kernel) as fs:
+            folder = (await fs.mkdir(ROOT_INO, b"d", 0o755, ROOT)).ino
+            await make(fs, b"f", b"data", parent=folder)
+            waiting = [(folder, b"")]
+            await pool.server.recalls.recall(pool.server.leases.to_recall(0, waiting))
+            pool.server.leases.hold_back(waiting)
+            await fs.lookup(folder, b"f")
+            await fs.rename(folder, b"f", folder, b"g")
+            assert await trio.to_thread.run_sync(kernel.given_up[folder, b"g"].wait, 10)
+            pool.server.leases.let_go(waiting)
+
+    trio.run(main)
 
 
 def test_a_file_replaced_by_rename_stays_readable() -> None:
@@ -602,6 +675,19 @@ def test_create_of_an_existing_name() -> None:
         assert await content(a, ino) == b""
 
     run(test, 2)
+
+
+class RecordingKernel:
+    """Which names were to be given up."""
+
+    def __init__(self) -> None:
+        self.given_up: defaultdict[tuple[int, bytes], threading.Event] = defaultdict(threading.Event)
+
+    def inode(self, ino: int) -> None:
+        pass
+
+    def entry(self, parent: int, name: bytes) -> None:
+        self.given_up[parent, name].set()
 
 
 class SlowKernel:
