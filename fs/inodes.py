@@ -175,7 +175,7 @@ class Inodes:
             inode.layout = None
         inode.attr = attr
         # A directory whose names are recalled one by one keeps its lease while somebody's change is still to come.
-        inode.fresh = inode.leased and bool(attr.lease or not inode.is_dir)
+        inode.fresh = inode.leased and bool(attr.lease or mutation or not inode.is_dir)
         return inode
 
     def ahead(self, attr: Attr, seen: set[int]) -> None:

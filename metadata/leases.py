@@ -11,7 +11,7 @@ Invariants:
 3. A session's own leases never stand in its own way.
 4. Recalling one entry of a directory leaves the lease on the directory; after ENTRY_RECALLS of those all of it goes.
    Until the change has happened, answers about the directory carry no lease (a holder caches nothing that they say),
-   and a change of the entry by the holder itself makes the recall void.
+   and a change in the directory by the holder itself, whose answer it caches, makes the recall void.
 """
 
 from __future__ import annotations
@@ -56,9 +56,11 @@ class LeaseTable(LeaseCheck):
             conflicts = [(ino, name) for ino, name in touched if self._in_the_way(ino, name, session)]
         if conflicts:
             self.end(touched, 0)
-        else:  # whoever changes an entry has it in its cache again, though it was recalled
-            for entry in touched:
-                self._cleared.get(entry, set()).discard(session)
+        elif self._cleared:  # whoever changes a directory has it in its cache again, whatever was recalled
+            inos = {ino for ino, _ in touched}
+            for entry in tuple(self._cleared):
+                if entry[0] in inos:
+                    self._cleared.get(entry, set()).discard(session)
         return conflicts
 
     def end(self, touched: Touched, seq: int) -> None:

@@ -51,15 +51,16 @@ def test_the_holder_itself_is_not_in_its_own_way_but_others_are() -> None:
     assert table.grant(B, INO, 3) is True
 
 
-def test_an_entry_that_its_holder_changes_after_its_recall_is_recalled_again() -> None:
+def test_an_entry_is_recalled_again_when_its_holder_has_changed_the_directory_since() -> None:
     table = LeaseTable()
     table.grant(B, DIR, 1)
     entry = {(DIR, b"f")}
     conflicts = table.begin(A, entry)
     table.hold_back(conflicts)
     table.recalled(RecallNeeded(B, DIR, b"f"))
-    assert table.begin(B, entry) == []  # B knows what f is, by its own doing
-    table.end(entry, 2)
+    other = {(DIR, b"g")}
+    assert table.begin(B, other) == []  # B knows the directory's attributes, by its own doing
+    table.end(other, 2)
     assert table.begin(A, entry) == [(DIR, b"f")]
     table.let_go(conflicts)
 
