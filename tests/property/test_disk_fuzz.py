@@ -136,8 +136,8 @@ def test_a_drive_with_any_damaged_file_is_verified_to_the_end(data: st.DataObjec
 
 
 def _only_unused(path: str, good: bytes, bad: bytes) -> bool:
-    """The change lies behind a root slot's CRC, which nothing reads; or an open log segment merely ends earlier, as after
-    a crash: what is missing is known from the chain and the other replicas, not from the file."""
+    """The change lies behind a root slot's CRC, which nothing reads; or an open log segment merely ends earlier, as
+    after a crash: what is missing is known from the chain and the other replicas, not from the file."""
     if path.endswith(".open") and good.startswith(bad.rstrip(b"\0")):
         return True
     if not path.endswith("root") or len(good) != len(bad):

@@ -388,7 +388,8 @@ def test_put_again_moves_a_refused_put_into_another_group(gone: int) -> None:
         pool.catalog.close_groups()
         again = await pool.chunks.put_again(stored)
         assert again.chunks[0].chunk != new.chunk and again.chunks[0].missing == 0
-        assert pool.catalog.given_up == [new.chunk]
+        given_up = pool.catalog.given_up  # also what a new group that had a dead drive too refused
+        assert new.chunk in given_up and again.chunks[0].chunk not in given_up
         pool.catalog.commit(again)
         assert await pool.get(again) == data
 

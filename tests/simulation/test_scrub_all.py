@@ -50,7 +50,8 @@ def test_a_flipped_bit_is_found_wherever_it_is_and_repaired() -> None:
         world.files.flip(segment, 4096 + 60, 1)  # inside of its first record
         leader = await scrubbed(world)
         found = "; ".join(leader.upkeep.scrubbing.report()["findings"])
-        assert "of the dump of record" in found and f"log segment {entry.segment.hex()[:12]} is damaged" in found, found
+        assert f"shard 3 of chunk {dump.index.chunk} of a dump is corrupt" in found, found
+        assert f"log segment {entry.segment.hex()} on d" in found and "do not verify" in found, found
         await trio.sleep(60)
         await world.until_whole()
         leader = await scrubbed(world)
