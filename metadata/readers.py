@@ -7,7 +7,6 @@ and asked again on a thread.
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -46,7 +45,7 @@ class Readers:
         self._queue: deque[_Query] = deque()
         self._parked = trio.lowlevel.ParkingLot()
         self._here: apsw.Connection | None = None
-        self._here_until = 0.0
+        self._here_until = float("inf")
         self.queries = 0
         self.hops = 0
 
@@ -67,7 +66,7 @@ class Readers:
         return query.value, query.seq
 
     def _read_here(self, db: apsw.Connection, run: Callable[[Reader], T]) -> tuple[T, int]:
-        self._here_until = time.perf_counter() + HERE_S
+        self._here_until = self._clock.boot_s() + HERE_S
         try:
             db.execute("BEGIN")
             seq, _ = database.applied(db)
@@ -79,7 +78,7 @@ class Readers:
                 db.execute("COMMIT")
 
     def _takes_long(self) -> bool:
-        return time.perf_counter() > self._here_until
+        return self._here_until != float("inf") and self._clock.boot_s() > self._here_until
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         here = database.open_reader(self._path)

@@ -15,7 +15,6 @@ Invariants:
 from __future__ import annotations
 
 import logging
-import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -216,7 +215,7 @@ class Writer:
     def _apply_here(self, jobs: list[Job]) -> _Batch | None:
         """In the event loop: a hop to the thread and back costs more than some statements, and the thread gives the
         interpreter's lock away at each of them. None: it would take long; nothing has happened."""
-        self._hurry_until = time.perf_counter() + HERE_S
+        self._hurry_until = self._clock.boot_s() + HERE_S
         try:
             return self._apply(jobs)
         except apsw.InterruptError:
@@ -225,7 +224,7 @@ class Writer:
             self._hurry_until = 0.0
 
     def _takes_long(self) -> bool:
-        return self._hurry_until != 0.0 and time.perf_counter() > self._hurry_until
+        return self._hurry_until != 0.0 and self._clock.boot_s() > self._hurry_until
 
     def _answer(self, batch: _Batch) -> None:
         self.batches += 1

@@ -24,6 +24,7 @@ from trivium.admin.processes.drives import absolute
 from trivium.cluster.errors import ClusterError
 from trivium.cluster.model import SHARD_ALIGN, DriveRow
 from trivium.metadata import inventory
+from trivium.metadata.collect_loop import IDLE_S
 from trivium.metadata.dump import DumpRefused
 from trivium.metadata.messages import CreateBucket, CreateVolume, GetBucket, MetadataError
 
@@ -204,8 +205,9 @@ class Run:
         world.steps.arm(0, lambda: None)
         for client in self.clients:
             client.crash()
-        await trio.sleep(60)  # late messages, ends of sessions
+        await trio.sleep(LATE_S + 2)  # late messages
         await world.until_whole()
+        await world.until_ended()
         await world.check_rows(drives=False)
         await self.read_all()
         await self.collected()
@@ -236,13 +238,14 @@ class Run:
     async def collected(self) -> None:
         """Every session has ended: what no row names goes, and nothing else."""
         leader = await self.world.until_up()
-        for _ in range(3):
+        for _ in range(8):
             survey = await leader.upkeep._survey()
             await inventory.list_empty(leader.server.writer.do, survey)
             await inventory.collect_orphans(leader.server.writer.do, survey, leader.upkeep.healer.moving)
-            await trio.sleep(30)
-        survey = await leader.upkeep._survey()
-        assert not survey.unnamed, f"{len(survey.unnamed)} files are left that nothing names: {survey.unnamed[:3]}"
+            await trio.sleep(3 * IDLE_S)
+            if not survey.unnamed:
+                return
+        raise AssertionError(f"{len(survey.unnamed)} files are left that nothing names: {survey.unnamed[:3]}")
 
     async def read_all(self) -> None:
         """A client that knows nothing reads every name."""

@@ -20,6 +20,7 @@ import random
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar, TypeVarTuple, Unpack
@@ -51,6 +52,7 @@ from trivium.metadata.client import MetadataClient
 from trivium.metadata.digest import digest
 from trivium.metadata.messages import Credential
 from trivium.metadata.recovery import RecoveryFailed
+from trivium.metadata.tx import Reader
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -72,7 +74,8 @@ class Life:
 
 
 class MortalExecutor(InlineExecutor):
-    """Inline; a dead process's disks and database see nothing more of it. Some calls take a while (`slow_s`)."""
+    """Inline; a dead process's disks and database see nothing more of it. Some calls take a while (`slow_s`), some let
+    others run between what they did and whoever waits for it."""
 
     def __init__(self, life: Life, rng: random.Random, slow_s: Callable[[], float]) -> None:
         self._life, self._rng, self._slow_s = life, rng, slow_s
@@ -89,7 +92,8 @@ class MortalExecutor(InlineExecutor):
                 raise Unavailable("the process is dead")  # a system task: nobody is left to hear of Crashed
             raise Crashed
         result = fn(*args)
-        await trio.lowlevel.cancel_shielded_checkpoint()
+        if self._rng.random() < 0.3:
+            await trio.lowlevel.cancel_shielded_checkpoint()
         return result
 
 
@@ -110,13 +114,18 @@ class Steps(trio.abc.Instrument):
         self._then: Callable[[], None] = lambda: None
 
     def arm(self, steps: int, then: Callable[[], None]) -> None:
+        """0 steps: never."""
+        if self._left:
+            trio.lowlevel.remove_instrument(self)
         self._left, self._then = steps, then
+        if steps:
+            trio.lowlevel.add_instrument(self)
 
     def before_task_step(self, task: trio.lowlevel.Task) -> None:
-        if self._left:
-            self._left -= 1
-            if not self._left:
-                self._then()
+        self._left -= 1
+        if not self._left:
+            trio.lowlevel.remove_instrument(self)
+            self._then()
 
 
 class Client:
@@ -222,7 +231,6 @@ class World:
         self.data.metadata.mkdir(parents=True, exist_ok=True)
         (self.data.run / "sessions").mkdir(parents=True, exist_ok=True)
         self.files.fail_sync = lambda inode: inode in self.failed_inodes
-        trio.lowlevel.add_instrument(self.steps)
         self._manager = trio.open_nursery()
         self.nursery = await self._manager.__aenter__()
         self.network = Network(self.rng, self.weather, self.nursery)
@@ -232,7 +240,7 @@ class World:
     async def __aexit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        trio.lowlevel.remove_instrument(self.steps)
+        self.steps.arm(0, lambda: None)
         self._stopping = True
         self.life.dead = "the end"
         self.nursery.cancel_scope.cancel()
@@ -506,6 +514,23 @@ class World:
             await trio.sleep(2)
         raise AssertionError(f"not whole after {limit_s:.0f} s: {why}")
 
+    async def until_ended(self, limit_s: float = 120) -> None:
+        """No session is left but this process's own, neither in memory nor as a row, and nothing of one."""
+        left: object = None
+        deadline = trio.current_time() + limit_s
+        while trio.current_time() < deadline:
+            leader = await self.until_up()
+            with suppress(ClusterError):
+                own = leader.client.session
+                left = [session.client for session in leader.server.sessions.all() if session.id != own]
+                for table, column in (("sessions", "id"), ("slots", "session"), ("held", "session")):
+                    sql = f"SELECT count(*) FROM {table} WHERE {column} != ?"
+                    left = left or await leader.read(partial(_count, sql=sql, own=own))
+                if not left:
+                    return
+            await trio.sleep(2)
+        raise AssertionError(f"sessions have not ended after {limit_s:.0f} s: {left}")
+
     # ---- checks -----------------------------------------------------------------------------------------------
 
     async def check_rows(self, *, drives: bool) -> None:
@@ -530,6 +555,11 @@ class World:
         if digests[0] != digests[1] and digests[0][0] != digests[1][0]:
             return  # something was committed meanwhile; the caller repeats
         assert digests[0] == digests[1], "dump and log do not make the database that is served"
+
+
+def _count(reader: Reader, sql: str, own: int) -> str:
+    row = reader.one(sql, own)
+    return f"{row[0]} rows: {sql}" if row and row[0] else ""
 
 
 logging.getLogger("trivium").setLevel(logging.CRITICAL)
