@@ -18,7 +18,7 @@ import logging
 import os
 import random
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -68,6 +68,7 @@ class Life:
     def __init__(self) -> None:
         self.dead = ""  # why
         self.scope = trio.CancelScope()
+        self.stalls: set[trio.CancelScope] = set()  # of calls that wait for a disk
         self.leader: Leader | None = None
         self.serving = False
         self.started = False
@@ -75,10 +76,12 @@ class Life:
 
 class MortalExecutor(InlineExecutor):
     """Inline; a dead process's disks and database see nothing more of it. Some calls take a while (`slow_s`), some let
-    others run between what they did and whoever waits for it."""
+    others run between what they did and whoever waits for it; what stalled drives are asked for waits (`stalled`)."""
 
-    def __init__(self, life: Life, rng: random.Random, slow_s: Callable[[], float]) -> None:
-        self._life, self._rng, self._slow_s = life, rng, slow_s
+    def __init__(
+        self, life: Life, rng: random.Random, slow_s: Callable[[], float], stalled: Mapping[bytes, float]
+    ) -> None:
+        self._life, self._rng, self._slow_s, self._stalled = life, rng, slow_s, stalled
 
     async def run(self, fn: Callable[[Unpack[Ts]], T], *args: *Ts) -> T:
         if self._rng.random() < 0.02:
@@ -86,15 +89,47 @@ class MortalExecutor(InlineExecutor):
                 await trio.sleep(self._rng.random() * self._slow_s())
         else:
             await trio.lowlevel.checkpoint()
+        late = self._stalled and self._rng.random() < 0.2  # the disk has done it, and says so much later
+        if self._stalled and not late:
+            await self._stall(fn, args)
         if self._life.dead and getattr(fn, "__name__", "") != "close":
             nursery = trio.lowlevel.current_task().parent_nursery
             if nursery is not None and nursery.parent_task is trio.lowlevel.current_root_task():
                 raise Unavailable("the process is dead")  # a system task: nobody is left to hear of Crashed
             raise Crashed
         result = fn(*args)
-        if self._rng.random() < 0.3:
+        if late:
+            await self._stall(fn, args)
+        elif self._rng.random() < 0.3:
             await trio.lowlevel.cancel_shielded_checkpoint()
         return result
+
+    async def run_all(self, calls: Sequence[Callable[[], T]]) -> list[T]:
+        """Drives that stall do not hold up the others."""
+        if not self._stalled:
+            return await super().run_all(calls)
+        results: dict[int, T] = {}
+
+        async def one(place: int, call: Callable[[], T]) -> None:
+            results[place] = await self.run(call)
+
+        try:
+            async with trio.open_nursery() as nursery:
+                for place, call in enumerate(calls):
+                    nursery.start_soon(one, place, call)
+        except* Crashed:
+            raise Crashed from None
+        return [results[place] for place in range(len(calls))]
+
+    async def _stall(self, fn: Any, args: Sequence[Any]) -> None:
+        """Until the drive that this is about answers again, or the process dies."""
+        store = next((one for one in (*args, *getattr(fn, "args", ())) if isinstance(one, Store)), None)
+        until = self._stalled.get(store.drive, 0.0) if store is not None else 0.0
+        if until > trio.current_time() and not self._life.dead:
+            with trio.CancelScope(shield=True, deadline=until) as scope:
+                self._life.stalls.add(scope)
+                await trio.sleep_forever()
+            self._life.stalls.discard(scope)
 
 
 class SteppedClock(TrioClock):
@@ -215,6 +250,7 @@ class World:
         self.lost: set[bytes] = set()  # drives that were lost and not yet replaced
         self.pause_s = 0.0  # until the next life; 0: any
         self.slow_s = 0.05  # the most that a slow call of a disk takes
+        self.stalled: dict[bytes, float] = {}  # drives that answer nothing, until when
         self.clock = SteppedClock()
         self._forget = False
         self.calm = False  # no faults any more: the process must not end by itself
@@ -294,7 +330,7 @@ class World:
         files, data = self.files, self.data
         forming = not self._known
         stores, absent, newest = self._open_drives()
-        executor = MortalExecutor(life, self.rng, lambda: self.slow_s)
+        executor = MortalExecutor(life, self.rng, lambda: self.slow_s, self.stalled)
         first = self._first_map(stores) if forming else None
         substrate = Substrate(
             data,
@@ -385,6 +421,8 @@ class World:
                 os.close(client._lock_fd)
                 client._lock_fd = -1
         self.files._down = True
+        for scope in life.stalls:
+            scope.cancel()
         life.scope.cancel()
 
     def die_in(self, steps: int, how: str) -> None:
@@ -398,6 +436,7 @@ class World:
         kill = life.dead == "kill"
         self.files.crash("everything" if kill else self.rng.choice(("random", "random", "nothing")))
         self.files._down = False
+        self.stalled.clear()
         if not kill:
             self._age_database()
 
@@ -444,6 +483,12 @@ class World:
             self.files.wipe(path)
         else:
             self.files.unmount(path)
+
+    def stall(self, drives: Iterable[bytes], seconds: float) -> None:
+        """A controller that is being reset: what they are asked for is done when it is back, unless the process dies
+        before."""
+        for drive in drives:
+            self.stalled[drive] = trio.current_time() + seconds
 
     def _inodes(self, path: str) -> list[int]:
         found: list[int] = []
