@@ -178,15 +178,15 @@ class OpenGroups:
 
     def _stale(self) -> list[Group]:
         dead = list(stale(self._groups.values(), self._map(), self._unfit()))
-        return dead + [group for group in self._groups.values() if group not in dead and self._is_narrow(group)]
+        return dead + [group for pool in self._map().pools for group in self._narrow(pool) if group not in dead]
 
-    def _is_narrow(self, group: Group) -> bool:
-        """Opened when fewer drives were up than are now: a wider one takes its place."""
-        pool = next((pool for pool in self._map().pools if pool.id == group.pool), None)
-        if pool is None or group.profile.width == pool.k + pool.m:
-            return False
-        proposal = self._propose(pool, frozenset())
-        return proposal is not None and proposal.profile.width > group.profile.width
+    def _narrow(self, pool: PoolRow) -> list[Group]:
+        """Opened when fewer drives were up than are now: wider ones take their place."""
+        narrow = [group for group in self._of(pool.id) if group.profile.width != pool.k + pool.m]
+        proposal = self._propose(pool, frozenset()) if narrow else None
+        if proposal is None:
+            return []
+        return [group for group in narrow if proposal.profile.width > group.profile.width]
 
     async def _close(self, groups: list[Group]) -> None:
         if not groups:

@@ -140,8 +140,10 @@ def _state(path: str) -> tuple[int, bytes] | None:
 
 
 def _apply(db: apsw.Connection, records: list[Record]) -> None:
-    for record in records:
-        replay.apply_record(db, record)
+    """All of them or none: one transaction, each record in a savepoint of it."""
+    with db:
+        for record in records:
+            replay.apply_record(db, record)
 
 
 def _check_dump(path: str, dump: DumpSource) -> None:

@@ -2,6 +2,7 @@
 
 `crash()` keeps what was synced and a random choice of the rest: of file contents per sector of 512 B to 4 KiB, of
 names a random prefix of each folder's changes (renames included). Every descriptor of before is dead afterwards.
+Files are sparse: what was preallocated and never written costs nothing (log segments are megabytes, appends small).
 Faults: `crash_at` (machine stops before the n-th operation), `fail_sync`, `fail_write`, `capacity`, `flip`, `wipe`,
 `unmount`.
 """
@@ -22,11 +23,42 @@ class Crashed(BaseException):
     """The machine has stopped: nothing after this happens. Not an Exception, so that no handler outlives it."""
 
 
+class _Contents:
+    """Bytes of a file; behind those that are held there are zeros, up to `size`."""
+
+    __slots__ = ("held", "size")
+
+    def __init__(self, held: bytes | bytearray = b"", size: int = 0) -> None:
+        self.held = bytearray(held)
+        self.size = size
+
+    def copy(self) -> _Contents:
+        return _Contents(self.held, self.size)
+
+    def read(self, offset: int, length: int) -> bytes:
+        length = max(0, min(length, self.size - offset))
+        found = bytes(self.held[offset : offset + length])
+        return found if len(found) == length else found + bytes(length - len(found))
+
+    def write(self, offset: int, data: bytes) -> None:
+        if offset > len(self.held):
+            if not any(data):
+                self.size = max(self.size, offset + len(data))
+                return
+            self.held.extend(bytes(offset - len(self.held)))
+        self.held[offset : offset + len(data)] = data
+        self.size = max(self.size, offset + len(data))
+
+    def resize(self, size: int) -> None:
+        del self.held[size:]
+        self.size = size
+
+
 class _File:
     def __init__(self, inode: int) -> None:
         self.inode = inode
-        self.data = bytearray()
-        self.durable = bytearray()
+        self.data = _Contents()
+        self.durable = _Contents()
         self.dirty: list[tuple[int, int]] = []  # changed (offset, length) since the last sync
         self.links = 0
         self.bad = False  # reading gives EIO
@@ -80,9 +112,13 @@ class SimFiles:
     def flip(self, path: str, offset: int, mask: int = 1) -> None:
         """Rot: change bits of a file, on the disk and in the cache."""
         file = self._file(path)
-        file.data[offset] ^= mask
-        if offset < len(file.durable):
-            file.durable[offset] ^= mask
+        for contents in (file.data, file.durable):
+            if offset < contents.size:
+                contents.write(offset, bytes((contents.read(offset, 1)[0] ^ mask,)))
+
+    def replace(self, path: str, contents: bytes) -> None:
+        """Damage: the file holds something else, in the cache; what was synced stays."""
+        self._file(path).data = _Contents(contents, len(contents))
 
     def make_unreadable(self, path: str, bad: bool = True) -> None:
         self._file(path).bad = bad
@@ -103,7 +139,11 @@ class SimFiles:
         parent.history.clear()
 
     def contents(self, path: str) -> bytes:
-        return bytes(self._file(path).data)
+        data = self._file(path).data
+        return data.read(0, data.size)
+
+    def size(self, path: str) -> int:
+        return self._file(path).data.size
 
     def paths(self, path: str = "") -> list[str]:
         """Every file below `path`."""
@@ -215,7 +255,7 @@ class SimFiles:
             raise _error(errno.EISDIR)
         file.links -= 1
         if not file.links:
-            self._used -= len(file.data)
+            self._used -= file.data.size
         del parent.entries[name]
         parent.change()
 
@@ -252,7 +292,7 @@ class SimFiles:
         file = self._open_file(fd)
         if file.bad:
             raise _error(errno.EIO)
-        return bytes(file.data[offset : offset + length])
+        return file.data.read(offset, length)
 
     def write(self, fd: int, buffers: Sequence[Buffer], offset: int) -> None:
         file = self._open_file(fd)
@@ -263,21 +303,20 @@ class SimFiles:
     def allocate(self, fd: int, size: int) -> None:
         self._step("allocate", str(size))
         file = self._open_file(fd)
-        if size > len(file.data):
-            self._take(size - len(file.data), file)
-            file.dirty.append((len(file.data), size - len(file.data)))
-            file.data.extend(bytes(size - len(file.data)))
+        if size > file.data.size:
+            self._take(size - file.data.size, file)
+            file.dirty.append((file.data.size, size - file.data.size))
+            file.data.resize(size)
 
     def truncate(self, fd: int, size: int) -> None:
         self._step("truncate", str(size))
         file = self._open_file(fd)
-        if size < len(file.data):
-            file.dirty.append((size, len(file.data) - size))
-            del file.data[size:]
-            self._recount()
-        elif size > len(file.data):
-            file.dirty.append((len(file.data), size - len(file.data)))
-            file.data.extend(bytes(size - len(file.data)))
+        old = file.data.size
+        if size != old:
+            file.dirty.append((min(size, old), abs(size - old)))
+            file.data.resize(size)
+            if size < old:
+                self._recount()
 
     def sync_data(self, fd: int) -> None:
         self._step("sync_data", "")
@@ -312,7 +351,7 @@ class SimFiles:
         """A memfd with the file's contents."""
         file = self._open_file(fd)
         real = os.memfd_create("shard")
-        os.write(real, file.data)
+        os.write(real, file.data.read(0, file.data.size))
         self.close(fd)
         return real
 
@@ -340,11 +379,10 @@ class SimFiles:
     def _put(self, file: _File, data: bytes, offset: int) -> None:
         if number := self.fail_write(file.inode):
             raise _error(number)
-        grow = offset + len(data) - len(file.data)
+        grow = offset + len(data) - file.data.size
         if grow > 0:
             self._take(grow, file)
-            file.data.extend(bytes(grow))
-        file.data[offset : offset + len(data)] = data
+        file.data.write(offset, data)
         file.dirty.append((offset, len(data)))
 
     def _take(self, size: int, file: _File) -> None:
@@ -368,26 +406,27 @@ class SimFiles:
 
     def _settle_file(self, file: _File, keep: str) -> None:
         if keep == "everything":
-            after = bytearray(file.data)
+            after = file.data.copy()
         else:
-            after = bytearray(file.durable)
+            after = file.durable.copy()
             if keep == "random":
                 for offset, length in file.dirty:
                     self._tear(file, after, offset, length)
-        file.data, file.durable = after, bytearray(after)
+        file.data, file.durable = after, after.copy()
         file.dirty.clear()
 
-    def _tear(self, file: _File, after: bytearray, offset: int, length: int) -> None:
+    def _tear(self, file: _File, after: _Contents, offset: int, length: int) -> None:
         sector = self.random.choice(SECTORS)
         odds = self.random.choice((0.0, 0.3, 0.7, 1.0))
-        at, end = offset, min(offset + length, len(file.data))
-        while at < end:
+        at, end = offset, min(offset + length, file.data.size)
+        written = min(end, max(len(file.data.held), len(after.held)))
+        while at < written:
             stop = min((at // sector + 1) * sector, end)
             if self.random.random() < odds:
-                if len(after) < stop:
-                    after.extend(bytes(stop - len(after)))
-                after[at:stop] = file.data[at:stop]
+                after.write(at, file.data.read(at, stop - at))
             at = stop
+        if at < end and self.random.random() < odds:  # zeros upon zeros: only how long the file is
+            after.size = max(after.size, self.random.choice((end, self.random.randrange(at, end + 1))))
 
     def _recount(self) -> None:
         total, seen = 0, set()
@@ -398,7 +437,7 @@ class SimFiles:
                     stack.append(found)
                 elif found.inode not in seen:
                     seen.add(found.inode)
-                    total += len(found.data)
+                    total += found.data.size
         self._used = total
 
     def _new_file(self) -> _File:
@@ -482,7 +521,7 @@ class SimFiles:
 
     def _stat(self, found: _File | _Folder, path: str) -> FileStat:
         device = next((d for prefix, d in self.devices.items() if path.startswith(prefix)), 1)
-        size = len(found.data) if isinstance(found, _File) else 0
+        size = found.data.size if isinstance(found, _File) else 0
         return FileStat(device, found.inode, size, found.links, isinstance(found, _Folder))
 
     def _collect(self, found: _File | _Folder, path: str, into: list[str]) -> None:
@@ -496,11 +535,18 @@ class SimFiles:
 def _apply(file: _File) -> None:
     """Bring the durable contents up to date, touching only what changed (log files are large, appends small)."""
     durable, data = file.durable, file.data
-    del durable[len(data) :]
-    if len(durable) < len(data):
-        durable.extend(bytes(len(data) - len(durable)))
+    if durable.size > data.size:
+        durable.resize(data.size)
     for offset, length in file.dirty:
-        durable[offset : offset + length] = data[offset : offset + length]
+        stop = min(offset + length, len(data.held))
+        if offset < stop:
+            durable.write(offset, bytes(data.held[offset:stop]))
+        held = durable.held
+        if max(offset, stop) < len(held):  # held zeros no more: cut and grown again
+            rest = min(offset + length, len(held))
+            start = max(offset, stop)
+            held[start:rest] = bytes(max(0, rest - start))
+    durable.size = data.size
 
 
 def _parts(path: str) -> list[str]:

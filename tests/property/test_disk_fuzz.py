@@ -125,8 +125,7 @@ def test_a_drive_with_any_damaged_file_is_verified_to_the_end(data: st.DataObjec
     path = data.draw(st.sampled_from([p for p in files.paths("/d") if not p.endswith(("ballast", "holder"))]))
     good = files.contents(path)
     bad = data.draw(damaged(good))
-    file = files._file(path)
-    file.data[:] = bad
+    files.replace(path, bad)
     drive = DriveDir.open(files, "/d")
     faults = verify(drive).faults
     assert faults or bad == good or _only_unused(path, good, bad), path

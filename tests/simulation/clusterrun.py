@@ -24,12 +24,13 @@ from trivium.admin.processes.drives import absolute
 from trivium.cluster.errors import ClusterError
 from trivium.cluster.model import SHARD_ALIGN, DriveRow
 from trivium.metadata import inventory
+from trivium.metadata.collect_loop import IDLE_S
 from trivium.metadata.dump import DumpRefused
 from trivium.metadata.messages import CreateBucket, CreateVolume, GetBucket, MetadataError
 
 MISFORTUNES = {  # and how often
     "kill": 10, "power": 12, "disk": 10, "client": 8, "all": 4, "drive": 10, "heal": 10, "dump": 10, "full": 4,
-    "rot": 8, "stock": 4, "cut": 8, "slow": 4, "clock": 4,
+    "rot": 8, "stock": 4, "cut": 8, "slow": 4, "clock": 4, "stall": 10,
 }  # fmt: skip
 
 
@@ -193,6 +194,28 @@ class Run:
         """The pool's wall clock is set, by hours and in either direction."""
         self.world.clock.offset_ns += round(self.rng.uniform(-7200, 7200) * 1e9)
 
+    async def _stall(self, *, deadly: bool = False) -> None:
+        """Drives hang, and now and then the machine dies before they answer: what it has answered meanwhile must be
+        safe without anything that they were asked for. Where only two of the log's replicas hang, the third is lost."""
+        world = self.world
+        leader = world.life.leader
+        if not world.life.serving or leader is None:
+            return
+        logged = list(leader.log.chain[-1].drives)
+        everybody = [row.id for row in leader.server.map.drives]
+        few = self.rng.sample(logged, min(2, len(logged)))
+        stalled = self.rng.choice((self.rng.sample(everybody, 1), few, few, logged, everybody))
+        spare = [row for row in world.healthy() if row.id in logged and row.id not in stalled]
+        may_lose = stalled is few and spare and not await self._not_whole() and not world.lost
+        seconds = self.rng.choice((3.0, 8.0, 20.0))
+        self.trace(f"{len(stalled)} drives hang for {seconds:.0f} s")
+        world.stall(stalled, seconds)
+        await trio.sleep(self.rng.random() * seconds)
+        if self.rng.random() < 0.6 or may_lose or deadly:
+            world.die(self.rng.choice(("kill", "power")))
+            if may_lose and not world.lost and spare[0].id != self.flipping:
+                world.lose_drive(spare[0], "wipe")
+
     # ---- proofs -----------------------------------------------------------------------------------------------
 
     async def finish(self, directory: str) -> None:
@@ -204,14 +227,27 @@ class Run:
         world.steps.arm(0, lambda: None)
         for client in self.clients:
             client.crash()
-        await trio.sleep(60)  # late messages, ends of sessions
+        await trio.sleep(LATE_S + 2)  # late messages
         await world.until_whole()
+        await world.until_ended()
         await world.check_rows(drives=False)
         await self.read_all()
         await self.collected()
         await world.until_whole()
         await world.check_rows(drives=True)
         await world.check_replay(directory)
+        if self.rng.random() < 0.5:
+            await self.crisis()
+            await world.until_up()
+            await self.read_all()
+        else:
+            await self.wipe_all()
+        await world.until_whole()
+        await world.check_rows(drives=False)
+
+    async def wipe_all(self) -> None:
+        """m drives, the power and the local database, all at once."""
+        world = self.world
         rows = world.healthy()
         wiped = self.rng.sample([row for row in rows if row.id != self.flipping], 1 if self.flipping else 2)
         if len(wiped) == 2 and self.rng.random() < 0.5:
@@ -222,8 +258,22 @@ class Run:
         world.die("power")
         await world.until_up()
         await self.read_all()
-        await world.until_whole()
-        await world.check_rows(drives=False)
+
+    async def crisis(self) -> None:
+        """The disks hang under clients at work, and then the machine dies."""
+        world = self.world
+        client = await world.client("late")
+        with trio.CancelScope() as work:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._watch, client, work)
+                for _ in range(3):
+                    self.lanes += 1
+                    objects = Objects(client, self.objects, f"o{self.lanes}", random.Random(self.rng.random()))
+                    nursery.start_soon(objects.run, 40)
+                while not world.life.dead:
+                    await trio.sleep(self.rng.random() * 0.2)
+                    await self._stall(deadly=True)
+                client.crash()
 
     def _rot_all(self, row: DriveRow) -> None:
         """A bit of the data of every shard on one drive, behind the header."""
@@ -236,13 +286,14 @@ class Run:
     async def collected(self) -> None:
         """Every session has ended: what no row names goes, and nothing else."""
         leader = await self.world.until_up()
-        for _ in range(3):
+        for _ in range(8):
             survey = await leader.upkeep._survey()
             await inventory.list_empty(leader.server.writer.do, survey)
             await inventory.collect_orphans(leader.server.writer.do, survey, leader.upkeep.healer.moving)
-            await trio.sleep(30)
-        survey = await leader.upkeep._survey()
-        assert not survey.unnamed, f"{len(survey.unnamed)} files are left that nothing names: {survey.unnamed[:3]}"
+            await trio.sleep(3 * IDLE_S)
+            if not survey.unnamed:
+                return
+        raise AssertionError(f"{len(survey.unnamed)} files are left that nothing names: {survey.unnamed[:3]}")
 
     async def read_all(self) -> None:
         """A client that knows nothing reads every name."""

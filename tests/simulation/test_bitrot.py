@@ -199,6 +199,8 @@ class Rot:
                 await trio.sleep(30)
                 if not self.faults():
                     break
+        await self.world.until_whole()  # what was found and quarantined last is being made again
+        await self.world.check_rows(drives=True)
         await self.read_all()
 
 

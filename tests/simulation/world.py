@@ -18,8 +18,9 @@ import logging
 import os
 import random
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar, TypeVarTuple, Unpack
@@ -51,6 +52,7 @@ from trivium.metadata.client import MetadataClient
 from trivium.metadata.digest import digest
 from trivium.metadata.messages import Credential
 from trivium.metadata.recovery import RecoveryFailed
+from trivium.metadata.tx import Reader
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -66,16 +68,20 @@ class Life:
     def __init__(self) -> None:
         self.dead = ""  # why
         self.scope = trio.CancelScope()
+        self.stalls: set[trio.CancelScope] = set()  # of calls that wait for a disk
         self.leader: Leader | None = None
         self.serving = False
         self.started = False
 
 
 class MortalExecutor(InlineExecutor):
-    """Inline; a dead process's disks and database see nothing more of it. Some calls take a while (`slow_s`)."""
+    """Inline; a dead process's disks and database see nothing more of it. Some calls take a while (`slow_s`), some let
+    others run between what they did and whoever waits for it; what stalled drives are asked for waits (`stalled`)."""
 
-    def __init__(self, life: Life, rng: random.Random, slow_s: Callable[[], float]) -> None:
-        self._life, self._rng, self._slow_s = life, rng, slow_s
+    def __init__(
+        self, life: Life, rng: random.Random, slow_s: Callable[[], float], stalled: Mapping[bytes, float]
+    ) -> None:
+        self._life, self._rng, self._slow_s, self._stalled = life, rng, slow_s, stalled
 
     async def run(self, fn: Callable[[Unpack[Ts]], T], *args: *Ts) -> T:
         if self._rng.random() < 0.02:
@@ -83,14 +89,47 @@ class MortalExecutor(InlineExecutor):
                 await trio.sleep(self._rng.random() * self._slow_s())
         else:
             await trio.lowlevel.checkpoint()
+        late = self._stalled and self._rng.random() < 0.2  # the disk has done it, and says so much later
+        if self._stalled and not late:
+            await self._stall(fn, args)
         if self._life.dead and getattr(fn, "__name__", "") != "close":
             nursery = trio.lowlevel.current_task().parent_nursery
             if nursery is not None and nursery.parent_task is trio.lowlevel.current_root_task():
                 raise Unavailable("the process is dead")  # a system task: nobody is left to hear of Crashed
             raise Crashed
         result = fn(*args)
-        await trio.lowlevel.cancel_shielded_checkpoint()
+        if late:
+            await self._stall(fn, args)
+        elif self._rng.random() < 0.3:
+            await trio.lowlevel.cancel_shielded_checkpoint()
         return result
+
+    async def run_all(self, calls: Sequence[Callable[[], T]]) -> list[T]:
+        """Drives that stall do not hold up the others."""
+        if not self._stalled:
+            return await super().run_all(calls)
+        results: dict[int, T] = {}
+
+        async def one(place: int, call: Callable[[], T]) -> None:
+            results[place] = await self.run(call)
+
+        try:
+            async with trio.open_nursery() as nursery:
+                for place, call in enumerate(calls):
+                    nursery.start_soon(one, place, call)
+        except* Crashed:
+            raise Crashed from None
+        return [results[place] for place in range(len(calls))]
+
+    async def _stall(self, fn: Any, args: Sequence[Any]) -> None:
+        """Until the drive that this is about answers again, or the process dies."""
+        store = next((one for one in (*args, *getattr(fn, "args", ())) if isinstance(one, Store)), None)
+        until = self._stalled.get(store.drive, 0.0) if store is not None else 0.0
+        if until > trio.current_time() and not self._life.dead:
+            with trio.CancelScope(shield=True, deadline=until) as scope:
+                self._life.stalls.add(scope)
+                await trio.sleep_forever()
+            self._life.stalls.discard(scope)
 
 
 class SteppedClock(TrioClock):
@@ -110,13 +149,18 @@ class Steps(trio.abc.Instrument):
         self._then: Callable[[], None] = lambda: None
 
     def arm(self, steps: int, then: Callable[[], None]) -> None:
+        """0 steps: never."""
+        if self._left:
+            trio.lowlevel.remove_instrument(self)
         self._left, self._then = steps, then
+        if steps:
+            trio.lowlevel.add_instrument(self)
 
     def before_task_step(self, task: trio.lowlevel.Task) -> None:
-        if self._left:
-            self._left -= 1
-            if not self._left:
-                self._then()
+        self._left -= 1
+        if not self._left:
+            trio.lowlevel.remove_instrument(self)
+            self._then()
 
 
 class Client:
@@ -206,6 +250,7 @@ class World:
         self.lost: set[bytes] = set()  # drives that were lost and not yet replaced
         self.pause_s = 0.0  # until the next life; 0: any
         self.slow_s = 0.05  # the most that a slow call of a disk takes
+        self.stalled: dict[bytes, float] = {}  # drives that answer nothing, until when
         self.clock = SteppedClock()
         self._forget = False
         self.calm = False  # no faults any more: the process must not end by itself
@@ -222,7 +267,6 @@ class World:
         self.data.metadata.mkdir(parents=True, exist_ok=True)
         (self.data.run / "sessions").mkdir(parents=True, exist_ok=True)
         self.files.fail_sync = lambda inode: inode in self.failed_inodes
-        trio.lowlevel.add_instrument(self.steps)
         self._manager = trio.open_nursery()
         self.nursery = await self._manager.__aenter__()
         self.network = Network(self.rng, self.weather, self.nursery)
@@ -232,7 +276,7 @@ class World:
     async def __aexit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        trio.lowlevel.remove_instrument(self.steps)
+        self.steps.arm(0, lambda: None)
         self._stopping = True
         self.life.dead = "the end"
         self.nursery.cancel_scope.cancel()
@@ -286,7 +330,7 @@ class World:
         files, data = self.files, self.data
         forming = not self._known
         stores, absent, newest = self._open_drives()
-        executor = MortalExecutor(life, self.rng, lambda: self.slow_s)
+        executor = MortalExecutor(life, self.rng, lambda: self.slow_s, self.stalled)
         first = self._first_map(stores) if forming else None
         substrate = Substrate(
             data,
@@ -377,6 +421,8 @@ class World:
                 os.close(client._lock_fd)
                 client._lock_fd = -1
         self.files._down = True
+        for scope in life.stalls:
+            scope.cancel()
         life.scope.cancel()
 
     def die_in(self, steps: int, how: str) -> None:
@@ -390,6 +436,7 @@ class World:
         kill = life.dead == "kill"
         self.files.crash("everything" if kill else self.rng.choice(("random", "random", "nothing")))
         self.files._down = False
+        self.stalled.clear()
         if not kill:
             self._age_database()
 
@@ -436,6 +483,12 @@ class World:
             self.files.wipe(path)
         else:
             self.files.unmount(path)
+
+    def stall(self, drives: Iterable[bytes], seconds: float) -> None:
+        """A controller that is being reset: what they are asked for is done when it is back, unless the process dies
+        before."""
+        for drive in drives:
+            self.stalled[drive] = trio.current_time() + seconds
 
     def _inodes(self, path: str) -> list[int]:
         found: list[int] = []
@@ -509,6 +562,23 @@ class World:
             await trio.sleep(2)
         raise AssertionError(f"not whole after {limit_s:.0f} s: {why}")
 
+    async def until_ended(self, limit_s: float = 120) -> None:
+        """No session is left but this process's own, neither in memory nor as a row, and nothing of one."""
+        left: object = None
+        deadline = trio.current_time() + limit_s
+        while trio.current_time() < deadline:
+            leader = await self.until_up()
+            with suppress(ClusterError):
+                own = leader.client.session
+                left = [session.client for session in leader.server.sessions.all() if session.id != own]
+                for table, column in (("sessions", "id"), ("slots", "session"), ("held", "session")):
+                    sql = f"SELECT count(*) FROM {table} WHERE {column} != ?"
+                    left = left or await leader.read(partial(_count, sql=sql, own=own))
+                if not left:
+                    return
+            await trio.sleep(2)
+        raise AssertionError(f"sessions have not ended after {limit_s:.0f} s: {left}")
+
     # ---- checks -----------------------------------------------------------------------------------------------
 
     async def check_rows(self, *, drives: bool) -> None:
@@ -533,6 +603,11 @@ class World:
         if digests[0] != digests[1] and digests[0][0] != digests[1][0]:
             return  # something was committed meanwhile; the caller repeats
         assert digests[0] == digests[1], "dump and log do not make the database that is served"
+
+
+def _count(reader: Reader, sql: str, own: int) -> str:
+    row = reader.one(sql, own)
+    return f"{row[0]} rows: {sql}" if row and row[0] else ""
 
 
 logging.getLogger("trivium").setLevel(logging.CRITICAL)
