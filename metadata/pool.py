@@ -3,8 +3,8 @@
     async with connect_pool(data_dir, client="cli") as pool:
         await pool.metadata.call(...); await pool.chunks.get(ref)
 
-The connections of one process go over the data directory's socket DIR/run/trivium.sock; nodes that listen elsewhere
-on this host are reached by their own addresses (unix:PATH, relative to the data directory).
+The metadata server is reached by the data directory's socket DIR/run/trivium.sock, each node by the addresses in its
+row of the map (unix:PATH, relative to the data directory, on this host; other transports join by `dialer`).
 """
 
 from __future__ import annotations
@@ -20,13 +20,11 @@ import trio
 from trivium.cluster.chunks import Chunks
 from trivium.cluster.clock import Executor, SystemClock, ThreadExecutor
 from trivium.cluster.errors import Unavailable
-from trivium.cluster.model import ClusterMap
 from trivium.cluster.router import Router
+from trivium.cluster.transport.dial import Dialer, addresses_of
 from trivium.cluster.transport.interface import Connection
 from trivium.cluster.transport.unix import UnixConnection
 from trivium.metadata.client import MetadataClient, OnRecall
-
-UNIX = "unix:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,16 +41,6 @@ def socket_path(data_dir: str | os.PathLike[str]) -> str:
     return os.path.join(os.fspath(data_dir), "run", "trivium.sock")
 
 
-def node_path(data_dir: str, cluster_map: ClusterMap, node: bytes) -> str:
-    """The socket of a node on this host."""
-    for row in cluster_map.nodes:
-        if row.id == node:
-            for address in row.addresses:
-                if address.startswith(UNIX):
-                    return os.path.join(data_dir, address[len(UNIX) :])
-    return socket_path(data_dir)
-
-
 @asynccontextmanager
 async def connect_pool(
     data_dir: str | os.PathLike[str],
@@ -65,12 +53,14 @@ async def connect_pool(
     connect_timeout: float | None = None,
     executor: Executor | None = None,
     threads: int = 16,
+    dialer: Dialer | None = None,
 ) -> AsyncIterator[Pool]:
     """A live session. `connect_timeout`: seconds until Unavailable when no server answers (None: wait for ever);
     `io_timeout`: the same for later requests. The other arguments are MetadataClient's."""
     data_dir = os.path.abspath(data_dir)  # noqa: ASYNC240 (touches no disk)
     rng = random.SystemRandom()
     executor = executor or ThreadExecutor(threads)
+    ways = dialer or Dialer(data_dir)
 
     async def connect_metadata() -> Connection:
         return UnixConnection(socket_path(data_dir))
@@ -88,7 +78,7 @@ async def connect_pool(
     )
 
     async def connect_node(node: bytes) -> Connection:
-        return UnixConnection(node_path(data_dir, metadata.map(), node))
+        return await ways.node(node, addresses_of(metadata.map(), node))
 
     nodes = Router(connect_node)
     metadata.on_map = nodes.update

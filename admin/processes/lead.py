@@ -2,8 +2,10 @@
 
     claim the root -> take the log over -> recover the database -> serve -> ... -> close log and root in one write
 
-Proof that the last leader is gone: every drive of this machine is locked by this process, and so is its metadata
-directory (whoever led held them). So a restart waits for nobody.
+Proof that the last leader is gone: a majority of the root drives is locked by this process, or the last leader led
+from this very data directory, whose lock it holds. Then a restart waits for nobody. Without a proof it refuses while
+the root drives have heard of a leader within T, and serves T after its ballot was promised: two leaders never answer at
+a time.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from trivium.admin.datadir import DataDir
 from trivium.admin.errors import CommandError
 from trivium.admin.identity import ClusterIdentity
 from trivium.admin.naming import with_names
+from trivium.admin.processes import coldstart
 from trivium.admin.processes.substrate import Substrate
 from trivium.admin.processes.upkeep import CountingLog, Upkeep
 from trivium.admin.room import room
@@ -38,7 +41,7 @@ from trivium.cluster.model import Leader as LeaderRow
 from trivium.cluster.pacing import FLOOR_BYTES_S
 from trivium.cluster.root import DriveRegister, RootChain
 from trivium.cluster.rootplan import choose_root_drives, swap_voter
-from trivium.cluster.takeover import takeover
+from trivium.cluster.takeover import WAIT_S, takeover
 from trivium.cluster.transport.interface import Connection
 from trivium.cluster.transport.memory import MemoryServer
 from trivium.metadata import database, dump, forming, lifelock, migrations, narrow, recovery
@@ -78,7 +81,7 @@ class Leader:
         self.starter = substrate.random.randbytes(16)
         self.register = DriveRegister(substrate.router, [drive.id for drive in substrate.map.drives], self.starter)
         self.memory = MemoryServer("memory:metadata")
-        self._lease = LeaderLease()
+        self._lease = LeaderLease(substrate.t_s)
         self._inodes, self._inodes_until_s = 0, 0.0
         self.server: MetadataServer
         self.client: MetadataClient
@@ -94,7 +97,9 @@ class Leader:
         """Claim, take over, recover. `low` outlives the server: it runs the log."""
         await self._claim()
         try:
-            self.log = await takeover(self._log_parts(), lost=self.substrate.watch.down())
+            self.log = await takeover(
+                self._log_parts(), lost=self.substrate.watch.down(), wait_s=min(WAIT_S, self.substrate.t_s)
+            )
         except (Unavailable, Corrupt, Refused) as error:
             raise type(error)(with_names(str(error), self.root.map.drives)) from None
         await low.start(self.log.run)
@@ -103,7 +108,7 @@ class Leader:
         path = str(self.data.metadata / "trivium.db")
         executor = self.substrate.executor
         disk = DiskRoom(str(self.data.metadata), clock=self.substrate.clock)
-        if self.substrate.forming:
+        if self.substrate.forming and not metalog.last_seq:
             await self._form(path, metalog, env or credentials.generated())
         else:
             disk.prepare()
@@ -132,6 +137,7 @@ class Leader:
             proof_of_death=lifelock.prover(str(self.data.path)),
             bury=lifelock.burier(str(self.data.path)),
             room=disk,
+            timeout_s=self.substrate.t_s,
         )
 
     async def _keep_lease(self) -> None:
@@ -219,18 +225,43 @@ class Leader:
 
     async def _claim(self) -> None:
         substrate = self.substrate
-        me = LeaderRow(self.starter, "unix:run/trivium.sock", _boot_id())
+        address = f"unix:{self.data.socket}"
+        me = LeaderRow(self.starter, address, _boot_id(), holder=substrate.node_id)
         if substrate.forming:
             most = max(pool.m for pool in substrate.map.pools)
             candidates = [(drive.id, drive.domain) for drive in substrate.map.drives]
             voters = choose_root_drives(candidates, 2 * most + 1)
-            await self.register.form(Root(substrate.map, voters, (), (), me))
-            return
+            try:
+                await self.register.form(Root(substrate.map, voters, (), (), me))
+                return
+            except Refused as error:  # an earlier try got as far as this
+                log.info("forming goes on where it was interrupted: %s", error)
+        copies = await coldstart.learn(substrate)
+        root = coldstart.newest_root(copies)
+        dead = True
+        if root is not None:
+            lately_s = coldstart.heard_lately_s(copies, substrate.t_s)
+            dead = coldstart.proved_dead(root, me, substrate.node.stores, lately_s)
+            if not dead and lately_s is not None:
+                assert root.leader is not None
+                raise CommandError(
+                    f"the pool is led from {root.leader.address}: its root drives heard of it {lately_s:.0f} s ago. "
+                    "Stop it first (trivium down), or use it by --connect.",
+                    5,
+                )
+        self.register = DriveRegister(substrate.router, [drive.id for drive in substrate.map.drives], self.starter)
         try:
-            await self.register.claim()
+            slot = await self.register.claim()
         except ClusterError as error:
             text = with_names(str(error), substrate.map.drives)
             raise CommandError(f"the pool cannot start: {text}. {self._away()}") from None
+        promised_s = substrate.clock.boot_s()
+        last = slot.root.leader if slot.root is not None else None
+        released = last is not None and last.released
+        from_s = self._lease.successor_from_s(promised_s, released=released, proved_dead=dead)
+        if from_s > promised_s:
+            log.warning("the last leader is not known to be dead: serving begins in %.0f s", substrate.t_s)
+            await trio.sleep(from_s - promised_s)
         await self.register.change(lambda root: msgspec.structs.replace(root, leader=me))
         substrate.follow(self.root.map)
 
