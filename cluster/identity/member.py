@@ -49,7 +49,7 @@ class Member:
         engine: str | None = None,
     ) -> None:
         self.trust = trust or Trust(identity.cluster, clock)
-        self.connections = connections or Connections(self.trust)
+        self.connections = connections if connections is not None else Connections(self.trust)
         self.grant = b""  # the newest, of a client's session
         self.engine = engine
         self._servers: list[QuicServer] = []
