@@ -205,7 +205,7 @@ class Leader:
         )
         top.start_soon(self.chunks.run)
         await self.identity.serve(self.client, self.server)
-        substrate.watch.tell, self.identity.on_revoked = self.identity.news, substrate.watch.look
+        substrate.watch.tell, self.identity.on_change = self.identity.news, substrate.watch.look
         self.upkeep = Upkeep(self, self._metalog, self._log_parts())
         await self.upkeep.start(top)
         substrate.watch.listeners.append(self._drives_changed)

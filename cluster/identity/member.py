@@ -70,6 +70,11 @@ class Member:
         """What the cluster said of it, as its own file has it."""
         return statements.peek(Certificate, self.identity.statement)
 
+    @property
+    def outdated(self) -> bool:
+        """The cluster has a newer key than the one that signed its certificate."""
+        return self.certificate.generation < max(self.trust.anchors)
+
     # ---- as a client ----------------------------------------------------------------------------------------
 
     def metadata(self, address: str) -> QuicConnection:
