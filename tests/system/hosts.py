@@ -86,7 +86,7 @@ class Hosts(Processes):
         self.join_client(self.client, "--right", "admin", "--name", "gateway")
         self.env["TRIVIUM_CONNECT"] = str(self.client)
         port = free_port(socket.SOCK_STREAM)
-        self.start("s3", "s3", f'connect = "{self.client}"\n[s3]\nlisten = "127.0.0.1:{port}"\n')
+        self.start("s3", "s3", self.engine("s3") + f'connect = "{self.client}"\n[s3]\nlisten = "127.0.0.1:{port}"\n')
         self.env |= {
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
             "AWS_ACCESS_KEY_ID": ROOT["TRIVIUM_ROOT_USER"],

@@ -1,7 +1,11 @@
-"""A cluster of processes that have nothing in common but UDP: formed by tokens, used by S3 and a mount."""
+"""A cluster of processes that have nothing in common but UDP: formed by tokens, used by S3 and a mount, restarted.
+
+Both QUIC engines by turns; TRIVIUM_TEST_ENGINES=aioquic (or qh3) tries one alone.
+"""
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import tempfile
@@ -14,13 +18,14 @@ from tests.system.hosts import Hosts
 from tests.system.pool import wait_for
 from tests.system.test_nodes import check
 
+ENGINES = tuple(os.environ.get("TRIVIUM_TEST_ENGINES", "qh3,aioquic").split(","))
 NODES = "SELECT name, hex(addresses) AS addresses FROM nodes"
 
 
 @pytest.fixture
 def hosts() -> Iterator[Hosts]:
     with tempfile.TemporaryDirectory(prefix="trivium-test-") as directory:
-        made = Hosts(Path(directory))
+        made = Hosts(Path(directory), ENGINES)
         try:
             yield made
         finally:
