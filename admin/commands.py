@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import apsw
 
 from trivium.admin import drivecommands, drivelife, losscommand, report
+from trivium.admin.joining import Joining
 from trivium.admin.processes import drives
 from trivium.metadata import mapsettings
 from trivium.metadata.digest import digest
@@ -46,6 +47,7 @@ def register_commands(leader: Leader, endpoints: dict[str, str]) -> None:
             "lost": commands.lost,
             "dump": commands.dump,
             "scrub": commands.scrub,
+            **Joining(leader).commands(),
             **leader.identity.commands(),
         }
     )

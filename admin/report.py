@@ -24,7 +24,8 @@ async def status(leader: Leader) -> dict[str, Any]:
     cluster_map, reports = leader.server.map, leader.substrate.watch.reports
     spread = await leader.read(_spread)
     heal = await leader.upkeep.healer.report()
-    places = _places(cluster_map, reports)
+    away = leader.substrate.watch.away()
+    places = _places(cluster_map, reports, away)
     data = survival.of_chunks(spread, places)
     log = survival.of_members(leader.log.chain[-1].drives, 1, places)
     voters = leader.root.root_drives
@@ -39,12 +40,15 @@ async def status(leader: Leader) -> dict[str, Any]:
     ]
     wrong = [drive for drive in drives if drive["state"] not in ("up", "new", "draining")]
     lacking = heal["total"] - heal["done"]
+    nodes = _nodes(leader)
+    silent = [node for node in nodes if node["state"] != "up"]
     work = await workreport.work(leader.upkeep)
     narrow = work["narrow"]["left"] if work["narrow"] else 0
     parity = {pool.id: pool.m for pool in cluster_map.pools}
     weak = any(group.m < parity[group.pool] for group, _ in spread if group.pool in parity)
-    whole = not wrong and not lacking and not weak and _unharmed(spread, places)
+    whole = not wrong and not silent and not lacking and not weak and _unharmed(spread, places)
     sentences = _sentences(data, survival.weakest((log, root)), drives, heal, lacking)
+    sentences += [f"node {node['name']} {node['text']}" for node in silent]
     sentences += _operator(leader, drives)
     lost = await leader.read(partial(losses.lost_chunks, usable=leader.substrate.watch.usable()))
     if lost.lost:
@@ -54,9 +58,10 @@ async def status(leader: Leader) -> dict[str, Any]:
     return {
         "cluster": leader.substrate.cluster.hex(),
         "whole": whole,
-        "summary": _summary(cluster_map, wrong, lacking, narrow, whole),
+        "summary": _summary(cluster_map, wrong, lacking, narrow, whole, silent),
         "sentences": sentences,
         "survives": {name: _fields(found) for name, found in (("data", data), ("log", log), ("root", root)) if found},
+        "nodes": nodes,
         "drives": drives,
         "heal": heal if lacking else None,
         "maintenance": maintenance_text(cluster_map.maintenance_until, leader.substrate.clock.wall_ns()),
@@ -107,13 +112,40 @@ def _operator(leader: Leader, drives: list[dict[str, Any]]) -> list[str]:
     return [*filter(None, said), *leader.substrate.opened.copies]
 
 
-def _places(cluster_map: ClusterMap, reports: dict[bytes, DriveReport]) -> dict[bytes, Place]:
+def _nodes(leader: Leader) -> list[dict[str, Any]]:
+    """Every node of the map: up, silent (counted as away, though perhaps only for a moment), or down."""
+    watch = leader.substrate.watch
+    names = {row.id: row.name for row in leader.server.map.drives}
+    found = []
+    for member in watch.members():
+        if not member.drives and member.node == leader.substrate.node_id:
+            continue
+        silent_s = watch.silent_for_s(member)
+        state = "down" if member.down else "silent" if member in watch.silent() else "up"
+        found.append(
+            {
+                "name": member.name,
+                "id": member.node.hex(),
+                "state": state,
+                "text": "" if state == "up" else f"has not answered for {silent_s:.0f} s: {member.text or 'no answer'}",
+                "addresses": list(member.addresses),
+                "drives": sorted(names[drive] for drive in member.drives if drive in names),
+                "silent_s": silent_s,
+            }
+        )
+    return found
+
+
+def _places(
+    cluster_map: ClusterMap, reports: dict[bytes, DriveReport], away: frozenset[bytes] = frozenset()
+) -> dict[bytes, Place]:
     places = {}
     for row in cluster_map.drives:
         report = reports.get(row.id)
         up = report is not None and report.state in ("ok", "full") and row.reason not in ("out", "removed")
-        rack, _, host = row.domain.partition("/")
-        places[row.id] = Place(up, report.device if report and up else row.device, host or rack, rack)
+        up = up and row.id not in away
+        disk = (row.node, report.device if report and up else row.device)  # st_dev means something on one host only
+        places[row.id] = Place(up, disk, row.domain, row.domain.partition("/")[0])
     return places
 
 
@@ -130,6 +162,7 @@ def _summary(
     lacking: int,
     narrow: int,
     whole: bool,
+    silent: list[dict[str, Any]],
 ) -> str:
     """Narrow chunks survive as many losses as others and only take more room: whole, unless they have less parity."""
     pool = cluster_map.pools[0]
@@ -138,6 +171,7 @@ def _summary(
         drives = sum(1 for drive in cluster_map.drives if drive.reason != "removed")
         return f"whole: {pool.k}+{pool.m} over {drives} drives" + (f", {text} to be written anew" if narrow else "")
     parts = [f"{drive['name']} is {drive['state']}" for drive in wrong]
+    parts += [f"node {node['name']} is {node['state']}" for node in silent]
     if lacking:
         parts.append(f"{lacking} chunk{'s' if lacking > 1 else ''} to heal")
     if narrow:

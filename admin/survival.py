@@ -19,7 +19,7 @@ class Place:
     """Where a drive is, and whether it answers."""
 
     up: bool
-    disk: int
+    disk: object  # equal for drives that share one (st_dev, and the node that says so)
     host: str
     rack: str
 

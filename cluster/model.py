@@ -205,6 +205,7 @@ class Leader(msgspec.Struct, frozen=True, array_like=True):
     address: str
     boot_id: str
     released: bool = False
+    holder: bytes = b""  # the data directory that it leads from: who holds that one's lock knows that it is dead
 
 
 class Root(msgspec.Struct, frozen=True, array_like=True):

@@ -19,7 +19,7 @@ from trivium.cluster import wire
 from trivium.cluster.clock import Executor
 from trivium.cluster.errors import ClusterError, Refused, Unavailable
 from trivium.cluster.files import FileOps
-from trivium.cluster.model import BLOCK
+from trivium.cluster.model import BLOCK, Ballot
 from trivium.cluster.store import Store
 from trivium.cluster.transport.interface import Buffer, Peer, Reply
 from trivium.cluster.wire import DriveReport, NodeAnswer, NodeRequest, Outcome, Service
@@ -51,6 +51,7 @@ class Node:
         self._stores = {store.drive: store for store in stores}
         self._inside: dict[bytes, int] = {}  # calls that run on a drive's descriptors
         self._left = trio.Event()  # replaced each time that somebody leaves
+        self._confirmed: dict[bytes, tuple[Ballot, float]] = {}  # drive -> the root's holder that asked last, and when
         self._absent = {report.drive: report for report in absent}
         self._files, self._executor, self._cluster = files, executor, cluster
         self._make_path = make_path or (lambda path: path)
@@ -184,7 +185,12 @@ class Node:
     # ---- root -----------------------------------------------------------------------------------------------
 
     async def _read_root(self, peer: Peer, r: wire.ReadRoot, payload: memoryview) -> Reply:
-        return _reply(wire.RootCopy(await self._run(r.drive, Store.read_root)))
+        slot = await self._run(r.drive, Store.read_root)
+        if r.holder is not None and r.holder >= slot.promised:
+            self._confirmed[r.drive] = (r.holder, trio.current_time())
+        holder, when = self._confirmed.get(r.drive, (None, 0.0))
+        ago = trio.current_time() - when if holder is not None and holder >= slot.promised else -1.0
+        return _reply(wire.RootCopy(slot, ago))
 
     async def _promise_root(self, peer: Peer, r: wire.PromiseRoot, payload: memoryview) -> Reply:
         return _reply(wire.RootCopy(await self._run(r.drive, lambda s: s.root.promise(r.ballot))))
@@ -197,6 +203,8 @@ class Node:
     async def _ping(self, peer: Peer, r: wire.Ping, payload: memoryview) -> Reply:
         await self._look_again()
         stores = list(self._stores.values())
+        if not r.drives:
+            return _reply(wire.NodeReport(self.node_id, ()))
         with self._entered(list(self._stores)):
             reports = await self._executor.run(lambda: [store.report() for store in stores])
         return _reply(wire.NodeReport(self.node_id, (*reports, *self._absent.values())))

@@ -159,7 +159,7 @@ class DriveRegister:
             true = [drive for drive, copy in copies.items() if copy.root and copy.promised <= held.accepted]
             return rootplan.has_majority(true, root)
 
-        copies, _ = await self._collect(rootplan.voters(root), ReadRoot, obeys)
+        copies, _ = await self._collect(rootplan.voters(root), lambda d: ReadRoot(d, held.accepted), obeys)
         return self._deposed is None and obeys(copies)
 
     async def release(self, log: Chain | None = None) -> None:

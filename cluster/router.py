@@ -3,6 +3,7 @@
 Invariants
 1. At most one dial per node is under way; a failed one is not remembered.
 2. A drive in `down` is still called when somebody insists (healing probes it); is_up() only advises.
+3. A node whose addresses have changed in the map is dialled anew; what is in flight on the old connection ends there.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 import msgspec
 import trio
 
-from trivium.cluster.errors import Unavailable
+from trivium.cluster.errors import Refused, Unavailable
 from trivium.cluster.model import ClusterMap
 from trivium.cluster.nodes import NodeReply
 from trivium.cluster.transport.frames import as_one
@@ -30,12 +31,19 @@ class Router:
         self._connections: dict[bytes, Connection] = {}
         self._dials: dict[bytes, trio.Lock] = {}
         self._node_of: dict[bytes, bytes] = {}
+        self._addresses: dict[bytes, tuple[str, ...]] = {}
+        self._left: list[Connection] = []  # to addresses that their nodes no longer have
         self._not_up: frozenset[bytes] = frozenset()
 
     def update(self, cluster_map: ClusterMap, down: Iterable[bytes] = ()) -> None:
         """Follow a new map and the drives that are known to be down."""
         self._node_of = {row.id: row.node for row in cluster_map.drives if row.reason != "removed"}
         self._not_up = frozenset(down) | {row.id for row in cluster_map.drives if row.reason in GONE}
+        addresses = {row.id: row.addresses for row in cluster_map.nodes}
+        for node, old in self._addresses.items():
+            if addresses.get(node) != old and node in self._connections:
+                self._left.append(self._connections.pop(node))
+        self._addresses = addresses
 
     def node_of(self, drive: bytes) -> bytes | None:
         return self._node_of.get(drive)
@@ -58,9 +66,11 @@ class Router:
         connection = self._connections.get(node) or await self._dial(node)
         try:
             reply = await connection.request(Service.NODE, encode_node_request(request), payload)
-        except Unavailable:
+        except (Unavailable, Refused) as error:
             if getattr(connection, "broken", False):
                 self._forget(node, connection)
+                if isinstance(error, Refused):  # not the message: the connection
+                    raise Unavailable(f"node {node.hex()[:8]} does not let this process in: {error}") from None
             raise
         return _decoded(node, reply)
 
@@ -75,6 +85,8 @@ class Router:
             del self._connections[node]
 
     async def aclose(self) -> None:
+        while self._left:
+            await self._left.pop().aclose()
         while self._connections:
             _, connection = self._connections.popitem()
             await connection.aclose()

@@ -260,11 +260,17 @@ class LogList(Message, tag="log_listing", frozen=True):
 
 
 class ReadRoot(Message, tag="root_read", frozen=True):
+    """`holder`: the reader holds the register under this ballot and asks whether it still does (a confirmation)."""
+
     drive: bytes
+    holder: Ballot | None = None
 
 
 class RootCopy(Message, tag="root_copy", frozen=True):
+    """`confirmed_s`: seconds since the holder of the copy's promise last confirmed it here; -1 when not known."""
+
     slot: RootSlot
+    confirmed_s: float = -1.0
 
 
 class PromiseRoot(Message, tag="root_promise", frozen=True):
@@ -302,7 +308,12 @@ class DriveReport(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Ping(Message, tag="ping", frozen=True):
-    """Heartbeat. The node checks that each drive is still the one that it opened. Answers NodeReport."""
+    """Heartbeat. The node checks that each drive is still the one that it opened. Answers NodeReport.
+
+    Without `drives` it only says who it is, and touches no disk.
+    """
+
+    drives: bool = True
 
 
 class NodeReport(Message, tag="node_report", frozen=True):

@@ -13,7 +13,7 @@ from typing import Any
 
 from trivium.cluster.identity.access import ATTRIBUTE, Access, in_pools
 from trivium.cluster.identity.refusals import NotAdmitted, Reason
-from trivium.cluster.identity.statements import Right
+from trivium.cluster.identity.statements import Right, Role
 from trivium.cluster.transport.interface import Peer
 from trivium.metadata import messages
 from trivium.metadata.messages import MetadataError
@@ -79,6 +79,10 @@ WRITES: frozenset[type] = frozenset(
     }
 )
 """The rest (credentials with their secrets, members, tokens, keys) is for `admin`: an S3 gateway has it too."""
+NODE_COMMANDS = frozenset({"node_hello", "node_join"})
+"""What a node says."""
+READ_COMMANDS = frozenset({"status", "endpoints"})
+"""What everybody may ask; every other command is an operator's."""
 
 
 def access_of(peer: Peer) -> Access | None:
@@ -145,6 +149,27 @@ def _check(access: Access, request: Any, owner: Callable[[int], bytes], pool_of:
             access.require(Right.WRITE)
             access.allow_pool(request.pool)
         case messages.Admin():
-            access.require(Right.ADMIN)
+            _check_command(access, request.command)
         case _:
             access.require(Right.READ)
+
+
+def _check_command(access: Access, command: str) -> None:
+    if command not in NODE_COMMANDS:
+        access.require(Right.READ if command in READ_COMMANDS else Right.ADMIN)
+    elif not access.holder().has(Role.NODE, Role.METADATA):
+        raise NotAdmitted(Reason.MISSING_RIGHT, f"{access.holder().name} is no node: only nodes bring drives")
+
+
+def command_of(peer: Peer, request: messages.Admin) -> dict[str, Any]:
+    """A command's arguments, if the peer may give it; a node's with its public key. MetadataError."""
+    access = access_of(peer)
+    if access is None:
+        return request.arguments
+    try:
+        _check_command(access, request.command)
+        if request.command not in NODE_COMMANDS:
+            return request.arguments
+        return request.arguments | {"public_key": access.holder().public}
+    except NotAdmitted as error:
+        raise MetadataError("EACCES", str(error)) from None

@@ -13,6 +13,8 @@ _COMMANDS = {
     # name -> (module, attribute); modules are imported when used, so that `trivium --help` is instant
     "up": ("up", "up"),
     "down": ("up", "down"),
+    "node": ("processes", "node"),
+    "s3": ("processes", "s3"),
     "status": ("status", "status"),
     "doctor": ("doctor", "doctor"),
     "bucket": ("bucket", "bucket"),

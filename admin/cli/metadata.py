@@ -1,4 +1,4 @@
-"""trivium metadata: look into a copy of the metadata with SQL. Nothing here can change the pool."""
+"""trivium metadata: lead a pool without faces; its commands look into a copy of the metadata and change nothing."""
 
 from __future__ import annotations
 
@@ -6,20 +6,36 @@ import json
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import click
 
 from trivium.admin.cli.connect import admin_call, connect_option, run
+from trivium.admin.cli.processes import lead, metadata_options
 from trivium.admin.datadir import DataDir
 from trivium.admin.errors import CommandError
 
 
-@click.group()
-def metadata() -> None:
-    """Query, describe and export a snapshot of the metadata; dump it onto the drives."""
+@click.group(invoke_without_command=True)
+@metadata_options
+def metadata(data: DataDir | None, **options: Any) -> None:
+    """Lead a pool (with --data or --config); or query, describe and export a snapshot of the metadata.
+
+    Without a command this is the metadata server: drives may be its own and those of `trivium node` processes, which
+    join through DIR/run/trivium.sock. Faces connect with --connect DIR.
+    """
+    context = click.get_current_context()
+    if context.invoked_subcommand is not None:
+        return
+    if data is None:
+        click.echo(context.get_help())
+        return
+    lead(data, options)
 
 
 async def _copy(data: DataDir, target: str) -> None:
+    if not data.reach.local:
+        raise CommandError("a copy is written by the metadata server: give this command on its host, --connect DIR.")
     await admin_call(data, "metadata_copy", path=target)
 
 

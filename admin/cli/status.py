@@ -33,6 +33,11 @@ def render(report: dict[str, Any]) -> list[str]:
     """The report as lines for people (the same words as in JSON)."""
     lines = [f"pool {report['cluster'][:8]}: {report['summary']}"]
     lines += [f"  {sentence}" for sentence in report["sentences"]]
+    if len(report["nodes"]) > 1 or any(node["state"] != "up" for node in report["nodes"]):
+        lines.append("nodes")
+        for node in report["nodes"]:
+            said = f"{node['name']:<12} {node['state']:<9} {', '.join(node['drives'])}  {node['text']}"
+            lines.append(f"  {said}".rstrip())
     lines.append("drives")
     for drive in report["drives"]:
         used = drive["bytes_total"] - drive["bytes_free"]

@@ -93,8 +93,9 @@ def first_map(data: DataDir, stores: Iterable[Store], node: bytes, profile: tupl
     return ClusterMap(1, tuple(drives), nodes, (PoolRow(DEFAULT_POOL, "default", *profile),))
 
 
-def open_drives(data: DataDir, files: FileOps, cluster: bytes, node: bytes) -> Opened:
-    """Open what is there and say what is not. InUse when another process has one of them."""
+def open_drives(data: DataDir, files: FileOps, cluster: bytes, node: bytes, *, strangers: bool = False) -> Opened:
+    """Open what is there and say what is not. InUse when another process has one of them. `strangers`: also drives of
+    this cluster that the newest map here does not name, as it may be older than they are."""
     opened = Opened()
     reasons = opened.reasons
     seen: dict[str, Store] = {}
@@ -109,7 +110,8 @@ def open_drives(data: DataDir, files: FileOps, cluster: bytes, node: bytes) -> O
     known = {row.id: row for row in rows if row.reason != "removed"}
     _leave_copies(data, seen, known, opened)
     for store in seen.values():
-        if opened.newest is None or store.drive in known:
+        named = opened.newest is not None and any(row.id == store.drive for row in opened.newest.map.drives)
+        if opened.newest is None or store.drive in known or (strangers and not named):
             opened.stores.append(store)
         else:
             store.close()  # removed or never taken in: its shards are nobody's

@@ -2,8 +2,10 @@
 
     claim the root -> take the log over -> recover the database -> serve -> ... -> close log and root in one write
 
-Proof that the last leader is gone: every drive of this machine is locked by this process, and so is its metadata
-directory (whoever led held them). So a restart waits for nobody.
+Proof that the last leader is gone: a majority of the root drives is locked by this process, or the last leader led
+from this very data directory, whose lock it holds. Then a restart waits for nobody. Without a proof it refuses while
+the root drives have heard of a leader within T, and serves T after its ballot was promised: two leaders never answer at
+a time.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from trivium.admin.datadir import DataDir
 from trivium.admin.errors import CommandError
 from trivium.admin.identity import ClusterIdentity
 from trivium.admin.naming import with_names
+from trivium.admin.processes import coldstart
 from trivium.admin.processes.substrate import Substrate
 from trivium.admin.processes.upkeep import CountingLog, Upkeep
 from trivium.admin.room import room
@@ -38,10 +41,10 @@ from trivium.cluster.model import Leader as LeaderRow
 from trivium.cluster.pacing import FLOOR_BYTES_S
 from trivium.cluster.root import DriveRegister, RootChain
 from trivium.cluster.rootplan import choose_root_drives, swap_voter
-from trivium.cluster.takeover import takeover
+from trivium.cluster.takeover import WAIT_S, takeover
 from trivium.cluster.transport.interface import Connection
 from trivium.cluster.transport.memory import MemoryServer
-from trivium.metadata import database, dump, forming, lifelock, migrations, narrow, recovery
+from trivium.metadata import database, dump, forming, lifelock, maprows, migrations, narrow, recovery
 from trivium.metadata.client import MetadataClient
 from trivium.metadata.digest import digest_of
 from trivium.metadata.diskroom import DiskRoom
@@ -67,8 +70,10 @@ class Leader:
         *,
         writer_executor: Executor | None = None,
         log_options: LogOptions | None = None,
+        identity: ClusterIdentity | None = None,
     ) -> None:
         self.substrate, self.data = substrate, data
+        self.identity = identity or ClusterIdentity(substrate.cluster, substrate.clock, data.keys)
         self._writer_executor = writer_executor or ThreadExecutor(1)
         self._log_options = log_options or LogOptions()
         self.formed_now = substrate.forming
@@ -78,13 +83,13 @@ class Leader:
         self.starter = substrate.random.randbytes(16)
         self.register = DriveRegister(substrate.router, [drive.id for drive in substrate.map.drives], self.starter)
         self.memory = MemoryServer("memory:metadata")
-        self._lease = LeaderLease()
+        self._looking = trio.CancelScope()
+        self._lease = LeaderLease(substrate.t_s)
         self._inodes, self._inodes_until_s = 0, 0.0
         self.server: MetadataServer
         self.client: MetadataClient
         self.chunks: Chunks
         self.upkeep: Upkeep
-        self.identity: ClusterIdentity
         self._metalog: CountingLog
         self.log: LogWriter
 
@@ -92,9 +97,12 @@ class Leader:
 
     async def begin(self, low: trio.Nursery, env: Credential | None) -> None:
         """Claim, take over, recover. `low` outlives the server: it runs the log."""
+        low.start_soon(self._look)
         await self._claim()
         try:
-            self.log = await takeover(self._log_parts(), lost=self.substrate.watch.down())
+            self.log = await takeover(
+                self._log_parts(), lost=self.substrate.watch.down(), wait_s=min(WAIT_S, self.substrate.t_s)
+            )
         except (Unavailable, Corrupt, Refused) as error:
             raise type(error)(with_names(str(error), self.root.map.drives)) from None
         await low.start(self.log.run)
@@ -103,7 +111,7 @@ class Leader:
         path = str(self.data.metadata / "trivium.db")
         executor = self.substrate.executor
         disk = DiskRoom(str(self.data.metadata), clock=self.substrate.clock)
-        if self.substrate.forming:
+        if self.substrate.forming and not metalog.last_seq:
             await self._form(path, metalog, env or credentials.generated())
         else:
             disk.prepare()
@@ -132,7 +140,13 @@ class Leader:
             proof_of_death=lifelock.prover(str(self.data.path)),
             bury=lifelock.burier(str(self.data.path)),
             room=disk,
+            timeout_s=self.substrate.t_s,
         )
+
+    async def _look(self) -> None:
+        """Ask the nodes again while the beginning waits for drives: one that was slow to answer must not stay away."""
+        with self._looking:
+            await self.substrate.watch.run()
 
     async def _keep_lease(self) -> None:
         """Ask the root drives every T/8 whether they still obey; without a majority for T/2 nothing is answered."""
@@ -190,11 +204,12 @@ class Leader:
             executor=substrate.executor,
         )
         top.start_soon(self.chunks.run)
-        self.identity = ClusterIdentity(self)
-        await self.identity.begin()
+        await self.identity.serve(self.client, self.server)
+        substrate.watch.tell, self.identity.on_change = self.identity.news, substrate.watch.look
         self.upkeep = Upkeep(self, self._metalog, self._log_parts())
         await self.upkeep.start(top)
         substrate.watch.listeners.append(self._drives_changed)
+        self._looking.cancel()
         top.start_soon(substrate.watch.run)
         if env is not None and not self.formed_now:
             await self._set_root_credential(env)
@@ -219,18 +234,43 @@ class Leader:
 
     async def _claim(self) -> None:
         substrate = self.substrate
-        me = LeaderRow(self.starter, "unix:run/trivium.sock", _boot_id())
+        address = f"unix:{self.data.socket}"
+        me = LeaderRow(self.starter, address, _boot_id(), holder=substrate.node_id)
         if substrate.forming:
             most = max(pool.m for pool in substrate.map.pools)
             candidates = [(drive.id, drive.domain) for drive in substrate.map.drives]
             voters = choose_root_drives(candidates, 2 * most + 1)
-            await self.register.form(Root(substrate.map, voters, (), (), me))
-            return
+            try:
+                await self.register.form(Root(substrate.map, voters, (), (), me))
+                return
+            except Refused as error:  # an earlier try got as far as this
+                log.info("forming goes on where it was interrupted: %s", error)
+        copies = await coldstart.learn(substrate)
+        root = coldstart.newest_root(copies)
+        dead = True
+        if root is not None:
+            lately_s = coldstart.heard_lately_s(copies, substrate.t_s)
+            dead = coldstart.proved_dead(root, me, substrate.node.stores, lately_s)
+            if not dead and lately_s is not None:
+                assert root.leader is not None
+                raise CommandError(
+                    f"the pool is led from {root.leader.address}: its root drives heard of it {lately_s:.0f} s ago. "
+                    "Stop it first (trivium down), or use it by --connect.",
+                    5,
+                )
+        self.register = DriveRegister(substrate.router, [drive.id for drive in substrate.map.drives], self.starter)
         try:
-            await self.register.claim()
+            slot = await self.register.claim()
         except ClusterError as error:
             text = with_names(str(error), substrate.map.drives)
             raise CommandError(f"the pool cannot start: {text}. {self._away()}") from None
+        promised_s = substrate.clock.boot_s()
+        last = slot.root.leader if slot.root is not None else None
+        released = last is not None and last.released
+        from_s = self._lease.successor_from_s(promised_s, released=released, proved_dead=dead)
+        if from_s > promised_s:
+            log.warning("the last leader is not known to be dead: serving begins in %.0f s", substrate.t_s)
+            await trio.sleep(from_s - promised_s)
         await self.register.change(lambda root: msgspec.structs.replace(root, leader=me))
         substrate.follow(self.root.map)
 
@@ -326,6 +366,15 @@ class Leader:
         self.substrate.follow(cluster_map)
         await self.register.change(lambda root: msgspec.structs.replace(root, map=cluster_map))
         return value
+
+    async def announce(self, addresses: tuple[str, ...]) -> None:
+        """Where this process's own drives are reached from other hosts, in the map."""
+        for row in self.server.map.nodes:
+            if row.id == self.substrate.node_id:
+                unix = tuple(address for address in row.addresses if address.startswith("unix:"))
+                wanted = msgspec.structs.replace(row, addresses=(*unix, *addresses))
+                if row != wanted:
+                    await self.change_map(partial(maprows.put_node, row=wanted))
 
     async def grow(self, drives: int | None) -> str:
         """A larger --drives at a later start adds directories that no drive ever had. Answers what is to be said."""
