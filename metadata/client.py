@@ -108,6 +108,9 @@ class MetadataClient:
         self.down: frozenset[bytes] = frozenset()
         self.seq = 0
         self.grant = b""  # the newest: what HELLO and Present show to nodes
+        self.on_grant: Callable[[int, bytes], None] = lambda session, grant: None  # hears of each
+        self._guest = b""
+        self.trouble = ""  # why the newest request that nobody answered failed
         self.on_map: Callable[[ClusterMap, frozenset[bytes]], None] | None = None
 
     def attach(
@@ -150,7 +153,7 @@ class MetadataClient:
             self._drop_life_lock()
 
     async def _hello(self) -> None:
-        hello = messages.Hello(self._client, socket.gethostname(), os.getpid())
+        hello = messages.Hello(self._client, socket.gethostname(), os.getpid(), self._guest)
         sent_s = self._clock.boot_s()
         answer = await self._request(hello, wait_for_ever=True)
         assert isinstance(answer, messages.Welcome)
@@ -162,7 +165,7 @@ class MetadataClient:
         self._incarnation = answer.incarnation
         self._holds = []
         self._told.set()
-        self.grant = answer.grant
+        self._granted(answer.session, answer.grant)
         self._answered(sent_s)
         self._heard(answer.cluster_map, answer.groups, frozenset(), answer.seq)
         self._take_life_lock(answer)
@@ -244,6 +247,7 @@ class MetadataClient:
             holds,
             self.latencies(),
             self._counters.top,
+            self._guest,
         )
         with trio.move_on_after(max(patience_s, self._lease_left_s())) as scope:  # _watch_lapse looks at the time
             answer = await self._send(beat)
@@ -257,7 +261,7 @@ class MetadataClient:
                 self._ended(session, answer.text)
             return False
         assert isinstance(answer, messages.Pulse)
-        self.grant = answer.grant
+        self._granted(session, answer.grant)
         self._heard(answer.cluster_map, answer.groups, frozenset(answer.down), answer.seq)
         if answer.incarnation != self._incarnation:
             self._lapse()
@@ -269,6 +273,15 @@ class MetadataClient:
         self._told.set()
         self._answered(sent_s)
         return False
+
+    def be_guest(self, member: bytes) -> None:
+        """A process of the server's own host wants grants for this key: the next heartbeat brings one."""
+        self._guest = member
+        self._beat_now.set()
+
+    def _granted(self, session: int, grant: bytes) -> None:
+        self.grant = grant
+        self.on_grant(session, grant)
 
     def _answered(self, sent_s: float) -> None:
         self._answered_s = self._beat_s = sent_s
@@ -460,6 +473,7 @@ class MetadataClient:
             reply = await connection.request(Service.METADATA, messages.encode(request))
             return messages.decode_answer(reply.body)
         except Unavailable as error:
+            self.trouble = str(error)
             if connection is not None and self._connection is connection:
                 self._connection = None
                 await connection.aclose()

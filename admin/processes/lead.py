@@ -44,7 +44,7 @@ from trivium.cluster.rootplan import choose_root_drives, swap_voter
 from trivium.cluster.takeover import WAIT_S, takeover
 from trivium.cluster.transport.interface import Connection
 from trivium.cluster.transport.memory import MemoryServer
-from trivium.metadata import database, dump, forming, lifelock, migrations, narrow, recovery
+from trivium.metadata import database, dump, forming, lifelock, maprows, migrations, narrow, recovery
 from trivium.metadata.client import MetadataClient
 from trivium.metadata.digest import digest_of
 from trivium.metadata.diskroom import DiskRoom
@@ -70,8 +70,10 @@ class Leader:
         *,
         writer_executor: Executor | None = None,
         log_options: LogOptions | None = None,
+        identity: ClusterIdentity | None = None,
     ) -> None:
         self.substrate, self.data = substrate, data
+        self.identity = identity or ClusterIdentity(substrate.cluster, substrate.clock, data.keys)
         self._writer_executor = writer_executor or ThreadExecutor(1)
         self._log_options = log_options or LogOptions()
         self.formed_now = substrate.forming
@@ -87,7 +89,6 @@ class Leader:
         self.client: MetadataClient
         self.chunks: Chunks
         self.upkeep: Upkeep
-        self.identity: ClusterIdentity
         self._metalog: CountingLog
         self.log: LogWriter
 
@@ -196,8 +197,8 @@ class Leader:
             executor=substrate.executor,
         )
         top.start_soon(self.chunks.run)
-        self.identity = ClusterIdentity(self)
-        await self.identity.begin()
+        await self.identity.serve(self.client, self.server)
+        substrate.watch.tell, self.identity.on_revoked = self.identity.news, substrate.watch.look
         self.upkeep = Upkeep(self, self._metalog, self._log_parts())
         await self.upkeep.start(top)
         substrate.watch.listeners.append(self._drives_changed)
@@ -357,6 +358,15 @@ class Leader:
         self.substrate.follow(cluster_map)
         await self.register.change(lambda root: msgspec.structs.replace(root, map=cluster_map))
         return value
+
+    async def announce(self, addresses: tuple[str, ...]) -> None:
+        """Where this process's own drives are reached from other hosts, in the map."""
+        for row in self.server.map.nodes:
+            if row.id == self.substrate.node_id:
+                unix = tuple(address for address in row.addresses if address.startswith("unix:"))
+                wanted = msgspec.structs.replace(row, addresses=(*unix, *addresses))
+                if row != wanted:
+                    await self.change_map(partial(maprows.put_node, row=wanted))
 
     async def grow(self, drives: int | None) -> str:
         """A larger --drives at a later start adds directories that no drive ever had. Answers what is to be said."""
