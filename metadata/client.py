@@ -109,6 +109,7 @@ class MetadataClient:
         self.seq = 0
         self.grant = b""  # the newest: what HELLO and Present show to nodes
         self.on_grant: Callable[[int, bytes], None] = lambda session, grant: None  # hears of each
+        self.on_key: Callable[[int], None] = lambda generation: None  # hears which key of the cluster is the newest
         self._guest = b""
         self.trouble = ""  # why the newest request that nobody answered failed
         self.on_map: Callable[[ClusterMap, frozenset[bytes]], None] | None = None
@@ -156,6 +157,8 @@ class MetadataClient:
         hello = messages.Hello(self._client, socket.gethostname(), os.getpid(), self._guest)
         sent_s = self._clock.boot_s()
         answer = await self._request(hello, wait_for_ever=True)
+        if isinstance(answer, messages.Failed):  # somebody who may do nothing here: asking again does not help
+            raise MetadataError(answer.code, answer.text)
         assert isinstance(answer, messages.Welcome)
         self._welcome = answer
         self._numbers = [0] * self._slot_count
@@ -262,6 +265,7 @@ class MetadataClient:
             return False
         assert isinstance(answer, messages.Pulse)
         self._granted(session, answer.grant)
+        self.on_key(answer.key_generation)
         self._heard(answer.cluster_map, answer.groups, frozenset(answer.down), answer.seq)
         if answer.incarnation != self._incarnation:
             self._lapse()
