@@ -98,10 +98,11 @@ class Commands:
     async def drive_add(self, arguments: dict[str, Any]) -> Any:
         leader = self._leader
         name = arguments["name"] or drivecommands.next_name(leader)
-        path = arguments["path"]
-        path = drives.relative(leader.data, path) if path else f"drives/{name}"
-        row = await drivecommands.add_drive(leader, name, path)
-        return {"name": name, "path": drives.absolute(leader.data, path), "id": row.id.hex()}
+        path, node = arguments["path"], arguments.get("node", "")
+        if not node:
+            path = drives.relative(leader.data, path) if path else f"drives/{name}"
+        row = await drivecommands.add_drive(leader, name, path, node)
+        return {"name": name, "path": path if node else drives.absolute(leader.data, path), "id": row.id.hex()}
 
     async def drive_drain(self, arguments: dict[str, Any]) -> Any:
         return await drivelife.drain_drive(self._leader, arguments["name"])

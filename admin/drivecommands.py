@@ -1,8 +1,9 @@
-"""Adding and replacing drives of this machine's node.
+"""Adding and replacing drives, of this process's own node or of another one that answers.
 
 The order of each: the directory becomes a drive (formatted, opened) -> the map's rows change by a record -> the root's
 copy of the map -> the root drives' list -> the open log segment -> healing. A crash in between leaves a formatted
-directory that the map does not name (an empty drive, made again) or work that healing finds by its query.
+directory that the map does not name (an empty drive, made again) or work that healing finds by its query. A drive is
+replaced on the node that has it: its place in the failure domains stays what it is.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from trivium.admin.drivelife import LEGAL_NAME
-from trivium.admin.naming import find_drive
+from trivium.admin.naming import find_drive, find_node, node_of
 from trivium.admin.processes.drives import absolute, relative
 from trivium.cluster import rootfile
 from trivium.cluster.errors import ClusterError, Refused
-from trivium.cluster.model import DriveRow
+from trivium.cluster.model import DriveRow, NodeRow
 from trivium.cluster.rootplan import swap_voter
 from trivium.cluster.wire import CloseDrive, FormatDrive
 from trivium.metadata import maprows, mapsettings, queue
@@ -32,21 +33,22 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-async def add_drive(leader: Leader, name: str, path: str) -> DriveRow:
-    """Make the empty directory `path` drive `name`. New groups use it at once; what is stored stays where it is."""
+async def add_drive(leader: Leader, name: str, path: str, node: str = "") -> DriveRow:
+    """Make the empty directory `path` drive `name`. New groups use it at once; what is stored stays where it is.
+    `node`: the name of the node that has the directory; else it is this process's own."""
     if not LEGAL_NAME.fullmatch(name):
         raise MetadataError("EINVAL", f"{name!r} is no name for a drive: letters, digits, . _ -, at most 32")
     if any(row.name == name and row.reason != "removed" for row in leader.server.map.drives):
         raise MetadataError("EEXIST", f"there is a drive {name} already; name another one with --name")
-    try:
-        row = await _make(leader, name, path, domain=_domain(leader))
-    except Refused as error:
-        raise MetadataError("ENOTEMPTY", str(error) + _what_is_there(leader, path)) from None
+    where = find_node(leader, node)
+    if where.id != leader.substrate.node_id:
+        _require_absolute(path, where)
+    row = await _make(leader, name, path, where, domain=_domain(leader, where))
     await leader.change_map(lambda tx: maprows.put_drive(tx, row))
     await leader.substrate.watch.refresh()
     await leader.server.groups.renew()
     leader.upkeep.drives_changed()
-    log.info("drive %s is added at %s", name, path)
+    log.info("drive %s is added at %s of node %s", name, path, where.name)
     return row
 
 
@@ -56,10 +58,10 @@ def next_name(leader: Leader) -> str:
     return f"d{max(numbers, default=-1) + 1}"
 
 
-def _domain(leader: Leader) -> str:
+def _domain(leader: Leader, node: NodeRow) -> str:
     """Where this node's drives are."""
-    mine = [row for row in leader.server.map.drives if row.node == leader.substrate.node_id]
-    return (mine or leader.server.map.drives)[0].domain
+    mine = [row for row in leader.server.map.drives if row.node == node.id]
+    return mine[0].domain if mine else f"default/{node.name}"
 
 
 def _what_is_there(leader: Leader, path: str) -> str:
@@ -85,16 +87,22 @@ def _what_is_there(leader: Leader, path: str) -> str:
 
 
 async def replace_drive(leader: Leader, name: str, path: str) -> dict[str, Any]:
-    """Put a new drive at `path` (default: the old path) in the place of one that is lost."""
+    """Put a new drive at `path` (default: the old path) of the same node in the place of one that is lost."""
     old = find_drive(leader, name)
     await leader.substrate.watch.refresh()
     report = leader.substrate.watch.reports.get(old.id)
-    if report is not None and report.state in ("ok", "full") and old.reason != "out":
+    if report is not None and report.state in ("ok", "full") and old.reason != "out" and not _is_away(leader, old):
         raise MetadataError("EBUSY", f"drive {name} is up: replace is for drives that are lost; drain empties it")
-    target = relative(leader.data, path) if path else old.path
-    _require_empty(absolute(leader.data, target))
-    await _close(leader, old.id)
-    row = await _make(leader, name, target, domain=old.domain)
+    node = node_of(leader, old)
+    own = node.id == leader.substrate.node_id
+    target = (relative(leader.data, path) if own else path) if path else old.path
+    if own:
+        _require_empty(absolute(leader.data, target))
+    else:
+        _require_absolute(target, node)
+        _require_node(leader, old, node)
+    row = await _make(leader, name, target, node, domain=old.domain)
+    await _close(leader, old)
 
     def execute(tx: Tx) -> None:
         maprows.put_drive(tx, msgspec.structs.replace(old, reason="removed"))
@@ -106,8 +114,29 @@ async def replace_drive(leader: Leader, name: str, path: str) -> dict[str, Any]:
     await leader.substrate.watch.refresh()
     await leader.register.change(lambda root: swap_voter(root, old.id, row.id))
     leader.upkeep.drives_changed(dump=True)
-    log.info("drive %s is replaced by a new one at %s", name, target)
-    return {"path": absolute(leader.data, target), "id": row.id.hex()}
+    log.info("drive %s is replaced by a new one at %s of node %s", name, target, node.name)
+    at = absolute(leader.data, target) if own else target
+    return {"path": at, "id": row.id.hex(), "node": "" if own else node.name}
+
+
+def _is_away(leader: Leader, drive: DriveRow) -> bool:
+    """Its node does not answer just now: what it said last does not count."""
+    return drive.id in leader.substrate.watch.away()
+
+
+def _require_node(leader: Leader, drive: DriveRow, node: NodeRow) -> None:
+    if any(member.node == node.id for member in leader.substrate.watch.silent()):
+        raise MetadataError(
+            "EHOSTUNREACH",
+            f"node {node.name}, which has drive {drive.name}, does not answer, so it cannot make another one in its "
+            f"place: start it first. If it never comes back: trivium drive remove {drive.name}, and trivium drive add "
+            "on another node",
+        )
+
+
+def _require_absolute(path: str, node: NodeRow) -> None:
+    if not os.path.isabs(path):
+        raise MetadataError("EINVAL", f"name the directory by its whole path on the host of node {node.name}")
 
 
 def _require_empty(path: str) -> None:
@@ -123,17 +152,29 @@ def _require_empty(path: str) -> None:
         )
 
 
-async def _make(leader: Leader, name: str, path: str, *, domain: str) -> DriveRow:
+async def _make(leader: Leader, name: str, path: str, node: NodeRow, *, domain: str) -> DriveRow:
+    """Have the node make a drive there and open it. Nothing counts before the map names it."""
     substrate = leader.substrate
+    own = node.id == substrate.node_id
     drive = substrate.random.randbytes(16)
-    await substrate.router.call_node(substrate.node_id, FormatDrive(path, drive))
-    await substrate.watch.refresh()
-    report = substrate.watch.reports[drive]
-    return DriveRow(drive, name, substrate.node_id, domain, 1.0, "", path, report.bytes_total, report.device)
-
-
-async def _close(leader: Leader, drive: bytes) -> None:
     try:
-        await leader.substrate.router.call_node(leader.substrate.node_id, CloseDrive(drive))
+        await substrate.router.call_node(node.id, FormatDrive(path, drive))
+    except Refused as error:
+        text = str(error) + (_what_is_there(leader, path) if own else "")
+        raise MetadataError("ENOTEMPTY", text if own else f"node {node.name}: {text}") from None
     except ClusterError as error:
-        log.warning("the old drive %s is left open: %s", drive.hex(), error)
+        if own:
+            raise
+        raise MetadataError("EIO", f"node {node.name} has not made a drive at {path}: {error}") from None
+    await substrate.watch.refresh()
+    report = substrate.watch.reports.get(drive)
+    if report is None:
+        raise MetadataError("EHOSTUNREACH", f"node {node.name} has made a drive at {path} and then fell silent")
+    return DriveRow(drive, name, node.id, domain, 1.0, "", path, report.bytes_total, report.device)
+
+
+async def _close(leader: Leader, old: DriveRow) -> None:
+    try:
+        await leader.substrate.router.call_node(old.node, CloseDrive(old.id))
+    except ClusterError as error:
+        log.warning("the old drive %s is left open: %s", old.name, error)

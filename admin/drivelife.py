@@ -135,9 +135,16 @@ async def _require_no_loss(leader: Leader, row: DriveRow) -> None:
             f"without drive {row.name} {lost} chunk{'s' if lost > 1 else ''} would be lost for good: too few of their "
             "other shards are on drives in use. Bring the drive back, or bring others back first",
         )
-    alone = [entry for entry in leader.log.chain if set(entry.drives) <= {row.id}]
-    if alone:
+    gone = leader.lost_drives() | {row.id}
+    if any(gone.issuperset(entry.drives) for entry in leader.log.chain):
         raise MetadataError("EBUSY", f"drive {row.name} has the only copy of a part of the metadata log: bring it back")
+    volumes = await leader.read(lambda reader: drain.logs_lost_without(reader, gone))
+    if volumes:
+        raise MetadataError(
+            "EBUSY",
+            f"drive {row.name} has the only copy of a part of the write log of volume {volumes[0]}: what was flushed "
+            "to it last would be lost for good. Bring the drive back, or others that have the log",
+        )
 
 
 async def close_drive(leader: Leader, row: DriveRow) -> None:

@@ -128,8 +128,9 @@ class Joining:
             leader.upkeep.drives_changed()
             await spread_root(leader)
         cluster_map = leader.server.map
-        mine = [row.name for row in cluster_map.drives if row.node == joiner.node and row.reason != "removed"]
-        return {"drives": mine, "forming": False}
+        mine = [row for row in cluster_map.drives if row.node == joiner.node and row.reason != "removed"]
+        paths = {row.id.hex(): row.path for row in mine}
+        return {"drives": [row.name for row in mine], "paths": paths, "forming": False}
 
 
 async def spread_root(leader: Leader) -> None:

@@ -1,4 +1,4 @@
-"""Drives by the names that operators gave them: what is asked for by name, what is said about ids."""
+"""Drives and nodes by the names that operators gave them: what is asked for by name, what is said about ids."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from trivium.cluster.model import DriveRow
+from trivium.cluster.model import DriveRow, NodeRow
 from trivium.metadata.messages import MetadataError
 
 if TYPE_CHECKING:
@@ -28,3 +28,23 @@ def find_drive(leader: Leader, name: str) -> DriveRow:
     if found is None:
         raise MetadataError("ENOENT", f"there is no drive {name}; there are {', '.join(row.name for row in rows)}")
     return found
+
+
+def node_of(leader: Leader, drive: DriveRow) -> NodeRow:
+    """The node that has the drive, by the map."""
+    rows = leader.server.map.nodes
+    return next((row for row in rows if row.id == drive.node), NodeRow(drive.node, drive.node.hex()[:8]))
+
+
+def find_node(leader: Leader, name: str) -> NodeRow:
+    """The node of that name; without a name this process's own. ENOENT lists the names that there are."""
+    rows, own = leader.server.map.nodes, leader.substrate.node_id
+    found = [row for row in rows if (row.name == name if name else row.id == own)]
+    if len(found) == 1:
+        return found[0]
+    there = ", ".join(row.name for row in rows)
+    if found:
+        raise MetadataError("EINVAL", f"several nodes are called {name}: give each a name of its own ({there})")
+    if name:
+        raise MetadataError("ENOENT", f"there is no node {name}; there are {there}")
+    raise MetadataError("EINVAL", f"the metadata server has no drives: say which node, with --node ({there})")

@@ -12,6 +12,7 @@ from trivium.cluster.wire import DriveReport
 from trivium.metadata import losses, mapsettings
 from trivium.metadata.chunkrows import split_drives
 from trivium.metadata.tx import Reader
+from trivium.metadata.volumes import decode_chain
 
 if TYPE_CHECKING:
     from trivium.admin.processes.lead import Leader
@@ -26,8 +27,10 @@ async def status(leader: Leader) -> dict[str, Any]:
     heal = await leader.upkeep.healer.report()
     away = leader.substrate.watch.away()
     places = _places(cluster_map, reports, away)
-    data = survival.of_chunks(spread, places)
-    log = survival.of_members(leader.log.chain[-1].drives, 1, places)
+    logs = await leader.read(_volume_logs)
+    kept = [survival.of_chunks(spread, places), *(survival.of_members(drives, 1, places) for drives in logs)]
+    data = survival.weakest(found for found in kept if found)
+    log = survival.weakest(survival.of_members(entry.drives, 1, places) for entry in leader.log.chain)
     voters = leader.root.root_drives
     root = survival.of_members(voters, len(voters) // 2 + 1, places)
     drains = await leader.upkeep.draining.report()
@@ -46,8 +49,10 @@ async def status(leader: Leader) -> dict[str, Any]:
     narrow = work["narrow"]["left"] if work["narrow"] else 0
     parity = {pool.id: pool.m for pool in cluster_map.pools}
     weak = any(group.m < parity[group.pool] for group, _ in spread if group.pool in parity)
-    whole = not wrong and not silent and not lacking and not weak and _unharmed(spread, places)
-    sentences = _sentences(data, survival.weakest((log, root)), drives, heal, lacking)
+    short = await leader.upkeep.volume_logs.short(all=True)
+    whole = not (wrong or silent or lacking or weak or short) and _unharmed(spread, places)
+    sentences = _sentences(data, survival.weakest(found for found in (log, root) if found), drives, heal, lacking)
+    sentences += [f"the write log of volume {name} has fewer copies than it should: others are made" for name in short]
     sentences += [f"node {node['name']} {node['text']}" for node in silent]
     sentences += _operator(leader, drives)
     lost = await leader.read(partial(losses.lost_chunks, usable=leader.substrate.watch.usable()))
@@ -58,7 +63,7 @@ async def status(leader: Leader) -> dict[str, Any]:
     return {
         "cluster": leader.substrate.cluster.hex(),
         "whole": whole,
-        "summary": _summary(cluster_map, wrong, lacking, narrow, whole, silent),
+        "summary": _summary(cluster_map, wrong, lacking, narrow, whole, silent, short),
         "sentences": sentences,
         "survives": {name: _fields(found) for name, found in (("data", data), ("log", log), ("root", root)) if found},
         "nodes": nodes,
@@ -81,6 +86,11 @@ def _spread(reader: Reader) -> list[tuple[Group, int]]:
         " FROM chunks c JOIN groups g ON g.id = c.group_id"
     )
     return [(Group(row[0], row[1], row[2], row[3], split_drives(row[4]), row[5]), row[6]) for row in rows]
+
+
+def _volume_logs(reader: Reader) -> list[tuple[bytes, ...]]:
+    """Drives of each segment of the volumes' write logs: what was flushed and is in no chunk yet."""
+    return [entry.drives for (chain,) in reader.all("SELECT log FROM volumes") for entry in decode_chain(chain)]
 
 
 def _used(spread: list[tuple[Group, int]]) -> frozenset[bytes]:
@@ -163,6 +173,7 @@ def _summary(
     narrow: int,
     whole: bool,
     silent: list[dict[str, Any]],
+    short: list[str],
 ) -> str:
     """Narrow chunks survive as many losses as others and only take more room: whole, unless they have less parity."""
     pool = cluster_map.pools[0]
@@ -176,6 +187,7 @@ def _summary(
         parts.append(f"{lacking} chunk{'s' if lacking > 1 else ''} to heal")
     if narrow:
         parts.append(text)
+    parts += [f"the write log of volume {name} lacks copies" for name in short]
     return "degraded: " + (", ".join(parts) or "some shards are on drives that do not answer")
 
 

@@ -91,6 +91,12 @@ def would_be_lost(reader: Reader, drive: bytes, away: frozenset[bytes] = frozens
     return lost
 
 
+def logs_lost_without(reader: Reader, gone: frozenset[bytes]) -> list[str]:
+    """Volumes whose write log has a segment on no other drives than these."""
+    rows = reader.all("SELECT name, log FROM volumes ORDER BY name")
+    return [name for name, chain in rows if any(gone.issuperset(entry.drives) for entry in decode_chain(chain))]
+
+
 # ---- moving ---------------------------------------------------------------------------------------------------
 
 

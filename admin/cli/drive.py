@@ -56,7 +56,7 @@ def list_(as_json: bool, data: DataDir) -> None:
 def replace(name: str, path: Path | None, wait: bool, data: DataDir) -> None:
     """Put an empty directory in the place of drive NAME and heal onto it.
 
-    PATH is the new directory (default: the same path, which must be empty or missing).
+    PATH is the new directory (default: the same path, which must be empty or missing), on the host of the drive's node.
     """
 
     new_path = str(path.absolute()) if path else ""
@@ -66,7 +66,8 @@ def replace(name: str, path: Path | None, wait: bool, data: DataDir) -> None:
         return found
 
     answer = run(work)
-    click.echo(f"drive {name} replaced by a new one at {answer['path']}; healing onto it")
+    where = answer["path"] + (f" of node {answer['node']}" if answer["node"] else "")
+    click.echo(f"drive {name} replaced by a new one at {where}; healing onto it")
     if wait:
         run(_watch_onto, data, name)
 

@@ -215,7 +215,8 @@ class Leader:
             await self._set_root_credential(env)
 
     def _statfs(self, reader: Reader, query: StatFs) -> FsInfo:
-        total, free = room(tuple(self.substrate.watch.reports.values()), self.server.map.pools[0])
+        cluster_map = self.server.map
+        total, free = room(tuple(self.substrate.watch.reports.values()), cluster_map, cluster_map.pools[0])
         now = self.substrate.clock.boot_s()
         if now >= self._inodes_until_s:  # counting walks the table: seldom
             row = reader.one("SELECT count(*) FROM inodes")

@@ -148,7 +148,7 @@ async def _serve(options: NodeOptions, ready: Ready) -> None:
             if member is not None:
                 nursery.start_soon(_keep_certified, options, door, member, clock)
             joined = trio.Event()
-            nursery.start_soon(_join, options, node_id, addresses, joined)
+            nursery.start_soon(_join, options, node, addresses, joined)
             if fresh:
                 await joined.wait()
             log.info("node %s serves %d drives on %s", options.called, len(opened.stores), ", ".join(addresses))
@@ -246,14 +246,17 @@ async def _begin(
     return data.formed(fresh)
 
 
-async def _join(options: NodeOptions, node: bytes, addresses: list[str], joined: trio.Event) -> None:
+async def _join(options: NodeOptions, node: Node, addresses: list[str], joined: trio.Event) -> None:
+    """Say where this node is. Drives that lie elsewhere than in DIR/drives are known only to the map: open them too."""
     said = {
-        "node": node,
+        "node": node.node_id,
         "name": options.called,
         "addresses": addresses,
         "domain": options.domain or f"default/{options.called}",
     }
     answer = await _until_answered(options, joining.JOIN, said)
+    for drive, path in answer.get("paths", {}).items():
+        await node.open_drive(bytes.fromhex(drive), path)
     log.info("joined the pool with %s", ", ".join(answer["drives"]) or "no drives")
     joined.set()
 

@@ -35,6 +35,8 @@ MISFORTUNES = {  # and how often
 
 
 class Run:
+    misfortunes_of = MISFORTUNES
+
     def __init__(self, rng: random.Random, world: World, trace: Trace) -> None:
         self.rng, self.world, self.trace = rng, world, trace
         self.objects, self.files = Model(), Model()
@@ -85,7 +87,7 @@ class Run:
     async def misfortunes(self, count: int) -> None:
         for _ in range(count):
             await trio.sleep(self.rng.random() * self.rng.choice((0.3, 3, 20)))
-            what = self.rng.choices(tuple(MISFORTUNES), tuple(MISFORTUNES.values()))[0]
+            what = self.rng.choices(tuple(self.misfortunes_of), tuple(self.misfortunes_of.values()))[0]
             self.trace(f"misfortune {what}")
             if self.rng.random() < 0.5:
                 self.world.remember_database()
@@ -159,10 +161,11 @@ class Run:
             self.flipping = self.rng.choice(sorted(rows))
         if world.lost or self.flipping not in rows:
             return
-        top = str(world.data.path / rows[self.flipping].path) + "/chunks"
-        paths = [path for path in world.files.paths(top) if world.files.contents(path)]
+        top = absolute(world.data, rows[self.flipping].path) + "/chunks"
+        files = world.files_at(top)
+        paths = [path for path in files.paths(top) if files.contents(path)]
         for path in self.rng.sample(paths, min(3, len(paths))):
-            world.files.flip(path, self.rng.randrange(len(world.files.contents(path))), 1 << self.rng.randrange(8))
+            files.flip(path, self.rng.randrange(len(files.contents(path))), 1 << self.rng.randrange(8))
 
     async def _stock(self) -> None:
         leader = self.world.life.leader
@@ -277,9 +280,10 @@ class Run:
 
     def _rot_all(self, row: DriveRow) -> None:
         """A bit of the data of every shard on one drive, behind the header."""
-        files = self.world.files
+        top = absolute(self.world.data, row.path) + "/chunks"
+        files = self.world.files_at(top)
         self.trace(f"all of {row.path} rots")
-        for path in files.paths(absolute(self.world.data, row.path) + "/chunks"):
+        for path in files.paths(top):
             if (size := len(files.contents(path))) > SHARD_ALIGN:
                 files.flip(path, self.rng.randrange(SHARD_ALIGN, size), 1 << self.rng.randrange(8))
 
@@ -311,15 +315,22 @@ class Run:
         self.objects.check(name, await read_object(client, name), "at the end")
 
 
-async def schedule(seed: int, rng: random.Random, trace: Trace | None = None) -> None:
+async def schedule(
+    seed: int,
+    rng: random.Random,
+    trace: Trace | None = None,
+    *,
+    make_world: type[World] = World,
+    make_run: type[Run] = Run,
+) -> None:
     trace = trace or Trace()
     weather = Weather(rng.choice((0, 0, 0.01, 0.05)), rng.choice((0, 0.05)), rng.choice((0.001, 0.02, 0.3)))
     with tempfile.TemporaryDirectory(prefix="sim-", dir="/dev/shm") as directory, \
             tempfile.TemporaryDirectory(prefix="sim-", dir="/dev/shm") as beside:
-        world = World(rng, directory, weather=weather, trace=trace)
+        world = make_world(rng, directory, weather=weather, trace=trace)
         async with world:
             await world.until_up()
-            run = Run(rng, world, trace)
+            run = make_run(rng, world, trace)
             first = await world.client("first")
             await first.metadata.call(CreateBucket(BUCKET, "root"))
             await first.metadata.call(CreateBucket(FILES, "root"), CreateVolume("v", SIZE))

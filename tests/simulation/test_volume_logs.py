@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 import tempfile
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
+import pytest
 import trio
 
 from tests.simulation.runner import run_schedules
@@ -15,10 +17,11 @@ from tests.simulation.simclients import Disk
 from tests.simulation.test_drives import until
 from tests.simulation.test_volume import SIZE
 from tests.simulation.world import Client, World
-from trivium.admin import volumelogs
+from trivium.admin import drivelife, volumelogs
+from trivium.admin.processes.drives import absolute
 from trivium.cluster import logheal
 from trivium.cluster.model import SegmentEntry
-from trivium.metadata.messages import CreateVolume, OpenVolume
+from trivium.metadata.messages import CreateVolume, MetadataError, OpenVolume
 from trivium.nbd.volumelog import ClusterLogs
 
 Scenario = Callable[[World, Client], Awaitable[None]]
@@ -84,23 +87,49 @@ def test_the_log_of_a_dead_export_outlives_all_drives_that_it_was_on_one_by_one(
     on_a_volume(scenario)
 
 
-def test_a_living_export_gives_a_segment_that_lost_a_copy_another_one() -> None:
-    """A takeover without one of the drives leaves it out of the closed segment, though the drive is still in use."""
+@asynccontextmanager
+async def one_copy(client: Client) -> AsyncIterator[bytes]:
+    """A living export of which one segment is on one drive only, as a takeover leaves it that reaches no other."""
+    (state,) = await client.metadata.call(OpenVolume("v"))
+    log, _ = await ClusterLogs(client.metadata, client.nodes, random=client.random).take_over(state)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(log.run)
+        closed = (await chain_of(client))[0]
+        assert closed.last_seq is not None
+        assert log._writer is not None
+        short = SegmentEntry(closed.segment, closed.drives[:1], closed.first_seq, closed.last_seq)
+        assert await log._writer.replace_closed(closed, short)
+        yield closed.drives[0]
+        nursery.cancel_scope.cancel()
 
+
+def test_a_living_export_gives_a_segment_that_lost_a_copy_another_one() -> None:
     async def scenario(world: World, client: Client) -> None:
         await left_behind(world, client, Disk())
-        (state,) = await client.metadata.call(OpenVolume("v"))
-        log, _ = await ClusterLogs(client.metadata, client.nodes, random=client.random).take_over(state)
-        async with trio.open_nursery() as nursery:
-            await nursery.start(log.run)
-            closed = (await chain_of(client))[0]
-            assert closed.last_seq is not None
-            assert log._writer is not None
-            short = SegmentEntry(closed.segment, closed.drives[:1], closed.first_seq, closed.last_seq)
-            assert await log._writer.replace_closed(closed, short)
+        leader = await world.until_up()
+        async with one_copy(client):
+            status = await leader.status()
+            assert not status["whole"]
+            assert "the write log of volume v lacks copies" in status["summary"]
             assert not await has_all_copies(world, client)
             await until(world, "healed", partial(has_all_copies, world, client), 60)
-            nursery.cancel_scope.cancel()
+            assert (await leader.status())["whole"]
+
+    on_a_volume(scenario)
+
+
+def test_a_drive_with_the_only_copy_of_a_volumes_log_is_not_removed() -> None:
+    async def scenario(world: World, client: Client) -> None:
+        await left_behind(world, client, Disk())
+        leader = await world.until_up()
+        async with one_copy(client) as drive:
+            row = next(row for row in world.healthy() if row.id == drive)
+            world.files.unmount(absolute(world.data, row.path))
+            await leader.substrate.watch.refresh()
+            assert (await leader.status())["survives"]["data"]["drives"] == -1
+            with pytest.raises(MetadataError) as refused:
+                await drivelife.remove_drive(leader, row.name)
+            assert "the write log of volume v" in refused.value.text
 
     on_a_volume(scenario)
 

@@ -43,6 +43,7 @@ from trivium.cluster.log import LogOptions
 from trivium.cluster.model import ClusterMap, DriveRow, NodeRow, PoolRow, Root
 from trivium.cluster.router import Router
 from trivium.cluster.store import Store
+from trivium.cluster.transport.dial import Dialer
 from trivium.cluster.transport.interface import Connection
 from trivium.cluster.transport.memory import MemoryServer
 from trivium.cluster.wire import DriveReport
@@ -184,7 +185,7 @@ class Client:
         return self.world.network.connect(self.world.metadata_server, lambda: self.dead, lambda: self.cut)
 
     async def _connect_node(self, node: bytes) -> Connection:
-        return self.world.network.connect(self.world.node_server, lambda: self.dead, lambda: self.cut)
+        return self.world.network.connect(lambda: self.world.node_server(node), lambda: self.dead, lambda: self.cut)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         with self.scope:
@@ -246,7 +247,7 @@ class World:
         self.steps = Steps()
         self.network: Network
         self.log_bytes = rng.choice((1 << 21, 1 << 22))
-        self.failed_inodes: set[int] = set()
+        self.failed: set[tuple[SimFiles, int]] = set()  # files whose syncs fail
         self.lost: set[bytes] = set()  # drives that were lost and not yet replaced
         self.pause_s = 0.0  # until the next life; 0: any
         self.slow_s = 0.05  # the most that a slow call of a disk takes
@@ -266,7 +267,7 @@ class World:
     async def __aenter__(self) -> World:
         self.data.metadata.mkdir(parents=True, exist_ok=True)
         (self.data.run / "sessions").mkdir(parents=True, exist_ok=True)
-        self.files.fail_sync = lambda inode: inode in self.failed_inodes
+        self.files.fail_sync = lambda inode: (self.files, inode) in self.failed
         self._manager = trio.open_nursery()
         self.nursery = await self._manager.__aenter__()
         self.network = Network(self.rng, self.weather, self.nursery)
@@ -296,8 +297,8 @@ class World:
     def metadata_server(self) -> MemoryServer | None:
         return self.life.leader.memory if self.life.serving and self.life.leader is not None else None
 
-    def node_server(self) -> MemoryServer | None:
-        """The node serves as soon as its drives are open."""
+    def node_server(self, node: bytes) -> MemoryServer | None:
+        """A node serves as soon as its drives are open."""
         leader = self.life.leader
         return leader.substrate.memory if self.life.started and leader is not None else None
 
@@ -342,6 +343,7 @@ class World:
             executor=executor,
             clock=self.clock,
             random=random.Random(self.rng.random()),
+            dialer=self._dialer(life),
         )
         leader = life.leader = Leader(
             substrate, data, writer_executor=executor, log_options=LogOptions(capacity=self.log_bytes)
@@ -349,6 +351,8 @@ class World:
         async with trio.open_nursery() as low:
             await substrate.start(low)
             life.started = True
+            if not forming:
+                await self._find_root(substrate)
             await leader.begin(low, ROOT_CREDENTIAL)
             self._known = {row.id: row for row in leader.root.map.drives}
             async with trio.open_nursery() as middle:
@@ -359,6 +363,21 @@ class World:
                     self.trace(f"life {self.lives} serves from {leader.log.last_seq}")
                     self._up.set()
                     await trio.sleep_forever()
+
+    def _dialer(self, life: Life) -> Dialer | None:
+        """How the pool's process reaches other nodes: there are none here."""
+        return None
+
+    async def _find_root(self, substrate: Substrate) -> None:
+        """Wait for the root drives of other nodes: there are none here."""
+
+    def files_at(self, path: str) -> SimFiles:
+        """The disks of the machine that has this path."""
+        return self.files
+
+    def new_path(self, row: DriveRow) -> str:
+        """Where a drive in the place of this one may lie."""
+        return absolute(self.data, f"drives/{row.name}-{self.rng.getrandbits(24):x}")
 
     def _open_drives(self) -> tuple[list[Store], list[DriveReport], Root | None]:
         stores: list[Store] = []
@@ -382,7 +401,8 @@ class World:
                 slots.append(store.root.read())
         best = max((slot for slot in slots if slot.root), key=lambda slot: (slot.accepted, slot.version), default=None)
         newest = best.root if best is not None else None
-        rows = {row.id: row for row in newest.map.drives if row.reason != "removed"} if newest else {}
+        own = [row for row in newest.map.drives if row.node == NODE] if newest else []
+        rows = {row.id: row for row in own if row.reason != "removed"}
         used = [store for store in stores if store.drive in rows]
         for store in stores:
             if store not in used:
@@ -476,13 +496,13 @@ class World:
         path = absolute(self.data, row.path)
         self.trace(f"{how} {row.path}")
         self.lost.add(row.id)
+        files = self.files_at(path)
         if how == "sick":
-            for inode in self._inodes(path):
-                self.failed_inodes.add(inode)
+            self.failed.update((files, inode) for inode in self._inodes(path))
         elif how == "wipe":
-            self.files.wipe(path)
+            files.wipe(path)
         else:
-            self.files.unmount(path)
+            files.unmount(path)
 
     def stall(self, drives: Iterable[bytes], seconds: float) -> None:
         """A controller that is being reset: what they are asked for is done when it is back, unless the process dies
@@ -492,7 +512,7 @@ class World:
 
     def _inodes(self, path: str) -> list[int]:
         found: list[int] = []
-        stack = [self.files._walk(path)]
+        stack = [self.files_at(path)._walk(path)]
         while stack:
             one = stack.pop()
             found.append(one.inode)
@@ -507,8 +527,7 @@ class World:
             if row is None or row.reason == "removed":
                 self.lost.discard(drive)
                 continue
-            path = f"drives/{row.name}-{self.rng.getrandbits(24):x}"
-            await replace_drive(leader, row.name, absolute(self.data, path))
+            await replace_drive(leader, row.name, self.new_path(row))
             self.lost.discard(drive)
             self._known = {row.id: row for row in leader.server.map.drives}
             self.trace(f"replaced {row.name}")
@@ -519,7 +538,8 @@ class World:
         for row in self.life.leader.server.map.drives:
             if row.id in self.lost and row.reason == "":
                 with suppress(OSError, KeyError):
-                    self.files.unmount(absolute(self.data, row.path))
+                    path = absolute(self.data, row.path)
+                    self.files_at(path).unmount(path)
 
     async def whole(self) -> str:
         """"" when chunks, logs and the newest dump have all of their copies; else what is short."""
