@@ -165,7 +165,7 @@ class ChunkWriter:
         failed: dict[bytes, ClusterError] = {}  # drives that refused in this put
         silent: set[bytes] = set()
         for patience in range(1, ATTEMPTS + 1):
-            group = await self._choose(order.pool, failed, silent)
+            group = await self._choose(order.pool, failed, silent, patience)
             attempt = _Attempt(ChunkId(self._catalog.session, self._catalog.next_counter()), group)
             nonce = self._random.randbytes(16)
             try:
@@ -188,9 +188,14 @@ class ChunkWriter:
 
     # ---- choosing -------------------------------------------------------------------------------------------
 
-    async def _choose(self, pool: int, failed: Mapping[bytes, ClusterError], silent: Collection[bytes]) -> Group:
+    async def _choose(
+        self, pool: int, failed: Mapping[bytes, ClusterError], silent: Collection[bytes], patience: int
+    ) -> Group:
         """An open group whose drives all seem well; else one that the catalog offers without those that do not; else
-        an open one where k+1 may do. Silence is a hint (all are silent on an overloaded machine), a refusal is not."""
+        an open one where k+1 may do; else one that the catalog offers without those that are known to be gone.
+
+        Silence is a hint (all are silent on an overloaded machine), a refusal is not: silent drives neither make the
+        pool full nor, at first, a group with less parity than the pool promises."""
         groups = self._catalog.open_groups(pool)
         now = trio.current_time()
         self._suspects = {drive: until for drive, until in self._suspects.items() if until > now}
@@ -203,16 +208,25 @@ class ChunkWriter:
         offered, until = self._offered.get(pool, (None, 0.0))
         if offered is not None and until > now and bad.isdisjoint(offered.drives):
             return offered
-        try:
-            group = await self._catalog.offer(pool, without=frozenset(bad))
-            self._offered[pool] = (group, trio.current_time() + SUSPECT_S)
-            return group
-        except (NoSpace, Unavailable) as error:
+        parity = next((row.m for row in self._catalog.map().pools if row.id == pool), 0)
+        weaker: Group | None = None
+        for avoided in dict.fromkeys((frozenset(bad), frozenset(dead))):
+            try:
+                group = await self._catalog.offer(pool, without=avoided)
+            except (NoSpace, Unavailable) as error:
+                why: ClusterError = error
+            else:
+                if group.m >= parity or patience > ATTEMPTS // 2:
+                    self._offered[pool] = (group, trio.current_time() + SUSPECT_S)
+                    return group
+                weaker = weaker or group
             ranked = [(len(dead.intersection(g.drives)), len(bad.intersection(g.drives)), g.id, g) for g in groups]
             fit = [entry for entry in ranked if len(entry[3].drives) - entry[0] >= quorum(entry[3].profile)]
             if fit:
                 return min(fit)[3]
-            raise self._no_group(pool, failed, error) from error
+        if weaker is not None:
+            return weaker
+        raise self._no_group(pool, failed, why) from why
 
     def _no_group(self, pool: int, failed: Mapping[bytes, ClusterError], error: ClusterError) -> ClusterError:
         """A pool is full only if enough drives are there to say so; else they are merely away."""
