@@ -58,7 +58,7 @@ class HostWorker(Worker):
 
 
 class Load:
-    """All users. Buckets `one` and `two` by a gateway each, a folder of `one` by the mount."""
+    """All users: a bucket by each gateway, one by the mount."""
 
     def __init__(self, cluster: Cluster, seed: int) -> None:
         self.cluster = cluster
@@ -67,15 +67,14 @@ class Load:
             for number, (gateway, bucket) in enumerate(zip(GATEWAYS, ("objects-one", "objects-two"), strict=True))
         ]
         others = [f"{face.bucket}/dir{i}" for face in self.objects for i in range(3)]
-        self.files = ThinkingFiles(cluster.mountpoint, "objects-one/files", seed + 10, others)
+        self.files = ThinkingFiles(cluster.mountpoint, "files", seed + 10, others)
         self.faces: list[Face] = [*self.objects, self.files]
         self.workers: list[HostWorker] = []
 
     def __enter__(self) -> Load:
         with self.cluster.network.on(CLIENT):
-            for face in self.objects:
-                face.client().create_bucket(Bucket=face.bucket)
-        (self.cluster.mountpoint / self.files.folder).mkdir()
+            for bucket in (*(face.bucket for face in self.objects), self.files.folder):
+                self.objects[0].client().create_bucket(Bucket=bucket)
         self.workers = [HostWorker(face, self.cluster) for face in self.faces]
         for worker in self.workers:
             worker.start()
@@ -114,9 +113,8 @@ class Load:
         with self.cluster.network.on(CLIENT):
             for face in self.faces:
                 face.check_all()
-                bucket, _, folder = (face.folder if isinstance(face, Files) else f"{face.name.split()[1]}/").partition("/")
-                for name, allowed in sorted(face.model.allowed.items()):
-                    key = f"{folder}/{name}" if folder else name
+                bucket = face.name.split()[1]
+                for key, allowed in sorted(face.model.allowed.items()):
                     for road in self.roads(bucket, key):
                         assert road in allowed, f"{bucket}/{key}: read {road}, allowed {allowed}"
                     checked += 1

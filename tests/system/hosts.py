@@ -18,7 +18,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -199,9 +199,8 @@ class Cluster(SystemPool):
         self, *command: str | Path, check: bool = True, timeout_s: float = 120, stdin: bytes | None = None
     ) -> subprocess.CompletedProcess[str]:
         """Operators sit on the metadata server's host."""
-        return super().run(
-            *self.network.command("meta", [str(part) for part in command]), check=check, timeout_s=timeout_s, stdin=stdin
-        )
+        there = self.network.command("meta", [str(part) for part in command])
+        return super().run(*there, check=check, timeout_s=timeout_s, stdin=stdin)
 
     def gateway(self, name: str) -> Any:
         """A client of one gateway. Only for threads that are on a host of the network."""
