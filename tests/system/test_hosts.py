@@ -6,6 +6,7 @@ At each step status must say what is so, and every body that was ever answered m
 from __future__ import annotations
 
 import random
+import shutil
 from typing import Any
 
 import pytest
@@ -99,7 +100,16 @@ def lose_a_host(cluster: Cluster, shelf: Shelf, load: Load) -> None:
 
 
 def get_it_back(cluster: Cluster, shelf: Shelf, load: Load) -> None:
+    """With one of its drives empty."""
+    shutil.rmtree(cluster.root / "h1a" / "drives" / "d0")
     cluster.ready(*cluster.return_host("h1"))
+    status = cluster.wait_for_status(
+        lambda status: set(states(status).values()) == {"up"}, "the nodes of the host to be up"
+    )
+    assert_consistent(status)
+    (lost,) = next(node["drives"] for node in status["nodes"] if node["name"] == "h1a")
+    assert not status["whole"] and [n for n, s in states(status, "drives").items() if s != "up"] == [lost]
+    cluster.trivium("drive", "replace", lost, "--no-wait")
     progress: list[tuple[int, int]] = []
 
     def healed(status: dict[str, Any]) -> bool:
@@ -109,7 +119,8 @@ def get_it_back(cluster: Cluster, shelf: Shelf, load: Load) -> None:
         return bool(status["whole"])
 
     cluster.wait_for_status(healed, "the pool to be whole again")
-    print("healing was seen at", progress[:1], progress[-1:])
+    print("healing was seen at", *progress)
+    assert progress, "status said nothing of the healing"
     status = cluster.status()
     assert_whole(status, ["h0", "h1", "h2"])
     assert status["narrow"] and status["narrow"]["left"] > 0  # what was written over four drives is, and says so
