@@ -100,7 +100,7 @@ class Commands:
         name = arguments["name"] or drivecommands.next_name(leader)
         path = arguments["path"]
         path = drives.relative(leader.data, path) if path else f"drives/{name}"
-        row = await drivecommands.add_drive(leader, name, path)
+        row = await drivecommands.add_drive(leader, name, path, arguments.get("node", ""))
         return {"name": name, "path": drives.absolute(leader.data, path), "id": row.id.hex()}
 
     async def drive_drain(self, arguments: dict[str, Any]) -> Any:

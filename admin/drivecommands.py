@@ -1,4 +1,4 @@
-"""Adding and replacing drives of this machine's node.
+"""Adding and replacing drives, each at the node that has or shall have it.
 
 The order of each: the directory becomes a drive (formatted, opened) -> the map's rows change by a record -> the root's
 copy of the map -> the root drives' list -> the open log segment -> healing. A crash in between leaves a formatted
@@ -18,7 +18,7 @@ from trivium.admin.drivelife import LEGAL_NAME
 from trivium.admin.naming import find_drive
 from trivium.admin.processes.drives import absolute, relative
 from trivium.cluster import rootfile
-from trivium.cluster.errors import ClusterError, Refused
+from trivium.cluster.errors import ClusterError, Refused, Unavailable
 from trivium.cluster.model import DriveRow
 from trivium.cluster.rootplan import swap_voter
 from trivium.cluster.wire import CloseDrive, FormatDrive
@@ -32,16 +32,17 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-async def add_drive(leader: Leader, name: str, path: str) -> DriveRow:
-    """Make the empty directory `path` drive `name`. New groups use it at once; what is stored stays where it is."""
+async def add_drive(leader: Leader, name: str, path: str, at: str = "") -> DriveRow:
+    """Make the empty directory `path` of the node called `at` (default: this process's own) drive `name`. New groups
+    use it at once; what is stored stays where it is."""
     if not LEGAL_NAME.fullmatch(name):
         raise MetadataError("EINVAL", f"{name!r} is no name for a drive: letters, digits, . _ -, at most 32")
     if any(row.name == name and row.reason != "removed" for row in leader.server.map.drives):
         raise MetadataError("EEXIST", f"there is a drive {name} already; name another one with --name")
-    try:
-        row = await _make(leader, name, path, domain=_domain(leader))
-    except Refused as error:
-        raise MetadataError("ENOTEMPTY", str(error) + _what_is_there(leader, path)) from None
+    node = _node(leader, at)
+    if node != leader.substrate.node_id and not os.path.isabs(path):
+        raise MetadataError("EINVAL", f"say where on {at} the directory is: trivium drive add /PATH --node {at}")
+    row = await _make(leader, node, name, path, domain=_domain(leader, node))
     await leader.change_map(lambda tx: maprows.put_drive(tx, row))
     await leader.substrate.watch.refresh()
     await leader.server.groups.renew()
@@ -56,10 +57,26 @@ def next_name(leader: Leader) -> str:
     return f"d{max(numbers, default=-1) + 1}"
 
 
-def _domain(leader: Leader) -> str:
+def _node(leader: Leader, name: str) -> bytes:
+    """The node of that name; this process's own when none is named, where it has drives."""
+    nodes = leader.server.map.nodes
+    if not name:
+        if all(row.id != leader.substrate.node_id for row in nodes):
+            known = ", ".join(row.name for row in nodes)
+            raise MetadataError("EINVAL", f"the metadata server has no drives: add --node NAME (there are {known})")
+        return leader.substrate.node_id
+    found = [row.id for row in nodes if row.name == name]
+    if len(found) != 1:
+        what = f"{len(found)} nodes are called {name}" if found else f"there is no node {name}"
+        raise MetadataError("ENOENT", f"{what}; there are {', '.join(row.name for row in nodes)}")
+    return found[0]
+
+
+def _domain(leader: Leader, node: bytes) -> str:
     """Where this node's drives are."""
-    mine = [row for row in leader.server.map.drives if row.node == leader.substrate.node_id]
-    return (mine or leader.server.map.drives)[0].domain
+    mine = [row.domain for row in leader.server.map.drives if row.node == node]
+    names = [row.name for row in leader.server.map.nodes if row.id == node]
+    return mine[0] if mine else f"default/{names[0]}"
 
 
 def _what_is_there(leader: Leader, path: str) -> str:
@@ -91,10 +108,12 @@ async def replace_drive(leader: Leader, name: str, path: str) -> dict[str, Any]:
     report = leader.substrate.watch.reports.get(old.id)
     if report is not None and report.state in ("ok", "full") and old.reason != "out":
         raise MetadataError("EBUSY", f"drive {name} is up: replace is for drives that are lost; drain empties it")
-    target = relative(leader.data, path) if path else old.path
-    _require_empty(absolute(leader.data, target))
-    await _close(leader, old.id)
-    row = await _make(leader, name, target, domain=old.domain)
+    target = path or old.path
+    if old.node == leader.substrate.node_id:
+        target = relative(leader.data, target)
+        _require_empty(absolute(leader.data, target))
+    await _close(leader, old)
+    row = await _make(leader, old.node, name, target, domain=old.domain)
 
     def execute(tx: Tx) -> None:
         maprows.put_drive(tx, msgspec.structs.replace(old, reason="removed"))
@@ -123,17 +142,26 @@ def _require_empty(path: str) -> None:
         )
 
 
-async def _make(leader: Leader, name: str, path: str, *, domain: str) -> DriveRow:
+async def _make(leader: Leader, node: bytes, name: str, path: str, *, domain: str) -> DriveRow:
+    """A new drive of that node. Nothing is changed when it cannot be made."""
     substrate = leader.substrate
     drive = substrate.random.randbytes(16)
-    await substrate.router.call_node(substrate.node_id, FormatDrive(path, drive))
-    await substrate.watch.refresh()
-    report = substrate.watch.reports[drive]
-    return DriveRow(drive, name, substrate.node_id, domain, 1.0, "", path, report.bytes_total, report.device)
-
-
-async def _close(leader: Leader, drive: bytes) -> None:
     try:
-        await leader.substrate.router.call_node(leader.substrate.node_id, CloseDrive(drive))
+        await substrate.router.call_node(node, FormatDrive(path, drive))
+    except Refused as error:
+        there = _what_is_there(leader, path) if node == substrate.node_id else ""
+        raise MetadataError("ENOTEMPTY", f"{error}{there}") from None
+    except Unavailable as error:
+        raise MetadataError("EHOSTUNREACH", f"start the node first, it does not answer: {error}") from None
+    await substrate.watch.refresh()
+    report = substrate.watch.reports.get(drive)
+    if report is None:
+        raise MetadataError("EHOSTUNREACH", f"the node has made a drive at {path} and does not answer any more")
+    return DriveRow(drive, name, node, domain, 1.0, "", path, report.bytes_total, report.device)
+
+
+async def _close(leader: Leader, drive: DriveRow) -> None:
+    try:
+        await leader.substrate.router.call_node(drive.node, CloseDrive(drive.id))
     except ClusterError as error:
-        log.warning("the old drive %s is left open: %s", drive.hex(), error)
+        log.warning("the old drive %s is left open: %s", drive.id.hex(), error)

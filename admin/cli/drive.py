@@ -56,7 +56,7 @@ def list_(as_json: bool, data: DataDir) -> None:
 def replace(name: str, path: Path | None, wait: bool, data: DataDir) -> None:
     """Put an empty directory in the place of drive NAME and heal onto it.
 
-    PATH is the new directory (default: the same path, which must be empty or missing).
+    PATH is the new directory, on the host of the drive's node (default: the same path, which must be empty or missing).
     """
 
     new_path = str(path.absolute()) if path else ""

@@ -18,8 +18,9 @@ from trivium.admin.errors import CommandError
 @drive.command("add")
 @click.argument("path", required=False, type=click.Path(path_type=Path))
 @click.option("--name", default="", help="What to call it [default: the next free d<N>].")
+@click.option("--node", default="", help="The node that has PATH [default: the process that leads the pool].")
 @connect_option
-def add(path: Path | None, name: str, data: DataDir) -> None:
+def add(path: Path | None, name: str, node: str, data: DataDir) -> None:
     """Make the empty directory PATH a drive of the pool; new data uses it at once.
 
     PATH is best a file system of its own on a disk of its own (default: DIR/drives/NAME). It is made if it is missing;
@@ -28,7 +29,7 @@ def add(path: Path | None, name: str, data: DataDir) -> None:
     at = str(path.absolute()) if path else ""
 
     async def work() -> dict[str, Any]:
-        found: dict[str, Any] = await admin_call(data, "drive_add", name=name, path=at)
+        found: dict[str, Any] = await admin_call(data, "drive_add", name=name, path=at, node=node)
         return found
 
     answer = run(work)
