@@ -136,6 +136,7 @@ def get_it_back(cluster: Cluster, shelf: Shelf, load: Load) -> None:
 
 def add_a_host(cluster: Cluster, shelf: Shelf, load: Load) -> None:
     cluster.add_host("h3")
+    cluster.trivium("drive", "add", cluster.root / "h3a" / "drives" / "d1", "--node", "h3a")
     assert_whole(cluster.wait_for_status(lambda status: bool(status["whole"]), "whole"), ["h0", "h1", "h2", "h3"])
     shelf.add("more")
     load.still_works()
