@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.system.faces import ABSENT, Face, Files, Objects, Worker, digest
-from tests.system.hosts import Cluster
+from tests.system.nethosts import Cluster
 
 GATEWAYS = ("web0", "web1")
 CLIENT = "desk"  # where users are

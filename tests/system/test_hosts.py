@@ -13,7 +13,7 @@ import pytest
 
 from tests.system import network
 from tests.system.hostload import Load, Shelf
-from tests.system.hosts import Cluster, UnixHosts
+from tests.system.nethosts import Cluster, UnixHosts
 
 pytestmark = pytest.mark.skipif(bool(network.why_not()), reason=network.why_not())
 
