@@ -129,10 +129,8 @@ class Load:
 class Shelf:
     """Bodies that never change, with their digests."""
 
-    BUCKET = "shelf"
-
-    def __init__(self, cluster: Cluster, source: random.Random) -> None:
-        self.cluster, self.source = cluster, source
+    def __init__(self, cluster: Cluster, source: random.Random, bucket: str = "shelf") -> None:
+        self.cluster, self.source, self.bucket = cluster, source, bucket
         self.digests: dict[str, str] = {}
         self._clients: dict[str, Any] = {}
 
@@ -149,7 +147,7 @@ class Shelf:
 
     def begin(self) -> None:
         with self.on_client():
-            self.client("web0").create_bucket(Bucket=self.BUCKET)
+            self.client("web0").create_bucket(Bucket=self.bucket)
 
     def add(self, prefix: str) -> None:
         """Objects through each gateway, files through the mount."""
@@ -159,18 +157,18 @@ class Shelf:
                 if number % 3 == 2:
                     (self.path / key).write_bytes(body)
                 else:
-                    self.client(GATEWAYS[number % 2]).put_object(Bucket=self.BUCKET, Key=key, Body=body)
+                    self.client(GATEWAYS[number % 2]).put_object(Bucket=self.bucket, Key=key, Body=body)
                 self.digests[key] = digest(body)
 
     @property
     def path(self) -> Path:
-        return self.cluster.mountpoint / self.BUCKET
+        return self.cluster.mountpoint / self.bucket
 
     def verify(self) -> None:
         """Each body, by a gateway (which one alternates) and by the mount."""
         with self.on_client():
             for number, (key, expected) in enumerate(self.digests.items()):
-                body = self.client(GATEWAYS[number % 2]).get_object(Bucket=self.BUCKET, Key=key)["Body"].read()
+                body = self.client(GATEWAYS[number % 2]).get_object(Bucket=self.bucket, Key=key)["Body"].read()
                 assert digest(body) == expected, f"{key} by {GATEWAYS[number % 2]}"
                 assert digest((self.path / key).read_bytes()) == expected, f"{key} by the mount"
 

@@ -30,7 +30,8 @@ from tests.system.network import Network
 from tests.system.pool import TRIVIUM, SystemPool, alive, wait_for
 
 START_S = 90
-S3_PORT = 9000
+S3_PORT, METADATA_PORT, NODE_PORT = 9000, 7400, 7401
+RIGHTS = {"read": 1, "write": 3, "admin": 7}
 ROOT_USER, ROOT_PASSWORD = "hosts-root", "hosts-secret-of-root"
 LOG_LINES = 25
 
@@ -252,3 +253,73 @@ class UnixHosts(Cluster):
     def mount(self) -> None:
         command = [TRIVIUM, "mount", str(self.mountpoint), "--connect", str(self.data)]
         SystemPool.run(self, *self.network.command("desk", command))
+
+
+class QuicHosts(Cluster):
+    """Processes that have nothing but UDP between them: each has a key of its own, got with a token, and is told to
+    use no Unix socket. `engines` go round over the processes in the order of their start."""
+
+    cables = True
+
+    def __init__(self, engines: Sequence[str], *, silence_s: float = 3.0) -> None:
+        super().__init__(silence_s=silence_s)
+        self.engines = tuple(engines)
+        self.engine_of: dict[str, str] = {}
+
+    @property
+    def metadata_address(self) -> str:
+        return f"{self.network.addresses['meta']}:{METADATA_PORT}"
+
+    def engine(self, name: str) -> str:
+        return self.engine_of.setdefault(name, self.engines[len(self.engine_of) % len(self.engines)])
+
+    def env_of(self, name: str) -> dict[str, str]:
+        return {"TRIVIUM_TRANSPORT": "quic", "TRIVIUM_QUIC_ENGINE": self.engine(name)}
+
+    def form(self, hosts: Sequence[str] = ("h0", "h1", "h2")) -> None:
+        for host in ("meta", *hosts, "web0", "web1", "desk"):
+            self.network.add(host)
+        toml = f'[metadata]\ndata = "{self.data}"\nprofile = "4+2"\nsilence_s = {self.silence_s}\n'
+        self.begin("meta", "metadata", "metadata", f'{toml}listen = "{self.metadata_address}"\n')
+        wait_for(lambda: (self.data / "run" / "trivium.sock").exists(), "the metadata server's socket")
+        names = [name for host in hosts for name in self.begin_nodes(host)]
+        self.ready("metadata", *names)
+        for client in ("web0", "web1", "desk"):
+            self.join_client(client, "write" if client == "desk" else "admin")
+        for web in ("web0", "web1"):
+            listen = f"{self.network.addresses[web]}:{S3_PORT}"
+            self.begin(web, web, "s3", f'connect = "{self.root}/{web}"\n[s3]\nlisten = "{listen}"\n')
+        self.mount()
+        self.ready("web0", "web1")
+
+    def token(self, role: str, right: int, name: str, pools: Sequence[int] = ()) -> str:
+        arguments = {"role": role, "rights": right, "pools": list(pools), "name": name, "lasts_s": 3600}
+        return str(self.ask("cluster_token_create", **arguments)["token"])
+
+    def begin_nodes(self, host: str) -> list[str]:
+        names = [f"{host}a", f"{host}b"]
+        for number, name in enumerate(names):
+            listen = f"{self.network.addresses[host]}:{NODE_PORT + number}"
+            toml = f'[node]\ndata = "{self.root}/{name}"\ndrives = 1\ndomain = "rack/{host}"\nname = "{name}"\n'
+            token = self.token("node", 0, name)
+            self.begin(host, name, "node", f'{toml}listen = "{listen}"\njoin = "{token}"\n')
+        return names
+
+    def add_host(self, host: str) -> None:
+        self.network.add(host)
+        self.ready(*self.begin_nodes(host))
+
+    def join_client(self, name: str, right: str, *, host: str = "", pools: Sequence[int] = ()) -> Path:
+        """Keys of a client in the directory NAME. It joins from its own host, by the command that people use."""
+        token, keys = self.token("client", RIGHTS[right], name, pools), self.root / name / "keys"
+        self.on(host or name, name, "cluster", "join", token, "--keys", str(keys))
+        return keys / "client"
+
+    def on(self, host: str, name: str, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """The product's command line on another host than the operator's."""
+        environment = [f"{key}={value}" for key, value in self.env_of(name).items()]
+        command = ["env", "-u", "TRIVIUM_CONNECT", *environment, TRIVIUM, *arguments]
+        return SystemPool.run(self, *self.network.command(host, command), check=check)
+
+    def mount(self) -> None:
+        self.on("desk", "desk", "mount", str(self.mountpoint), "--connect", str(self.root / "desk"))

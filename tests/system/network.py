@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import shutil
 import signal
@@ -40,6 +41,7 @@ def tag_of(pid: int) -> str:
     return f"{PREFIX}-{pid}-{began}"
 
 
+@functools.cache
 def why_not() -> str:
     """Why this machine cannot run such tests; "" when it can."""
     if os.geteuid() != 0:

@@ -5,6 +5,7 @@ At each step status must say what is so, and every body that was ever answered m
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 from typing import Any
@@ -13,11 +14,11 @@ import pytest
 
 from tests.system import network
 from tests.system.hostload import Load, Shelf
-from tests.system.nethosts import Cluster, UnixHosts
+from tests.system.nethosts import Cluster, QuicHosts, UnixHosts
 
 pytestmark = pytest.mark.skipif(bool(network.why_not()), reason=network.why_not())
 
-DOMAINS = ["rack/h0", "rack/h1", "rack/h2"]
+SOAK = bool(os.environ.get("TRIVIUM_SOAK_HOSTS"))
 
 
 def states(status: dict[str, Any], what: str = "nodes") -> dict[str, str]:
@@ -169,5 +170,19 @@ def drain_a_host(cluster: Cluster, shelf: Shelf, load: Load) -> None:
 
 
 def test_a_host_is_lost_returns_another_joins_one_is_drained() -> None:
+    """Over QUIC alone, with both engines mixed. `make soak-hosts` does it with each of them alone, too."""
+    with QuicHosts(("qh3", "aioquic")) as cluster:
+        run_scenario(cluster)
+
+
+@pytest.mark.skipif(not SOAK, reason="make soak-hosts")
+@pytest.mark.parametrize("engine", ["aioquic", "qh3"])
+def test_the_same_with_one_engine(engine: str) -> None:
+    with QuicHosts((engine,)) as cluster:
+        run_scenario(cluster)
+
+
+@pytest.mark.skipif(not SOAK, reason="make soak-hosts")
+def test_the_same_by_unix_sockets() -> None:
     with UnixHosts() as cluster:
         run_scenario(cluster)
