@@ -38,6 +38,10 @@ class NodeSection(Section, frozen=True):
     drives: int | Unset = UNSET
     domain: str | Unset = UNSET
     name: str | Unset = UNSET
+    identity: str | Unset = UNSET
+    join: str | Unset = UNSET
+    listen: str | Unset = UNSET
+    advertise: str | Unset = UNSET
     socket_mode: str | Unset = UNSET
     socket_group: str | Unset = UNSET
 
@@ -48,6 +52,8 @@ class MetadataSection(Section, frozen=True):
     drives: int | Unset = UNSET
     wait_for_drives: int | Unset = UNSET
     nodes: list[str] | Unset = UNSET
+    listen: str | Unset = UNSET
+    advertise: str | Unset = UNSET
     silence_s: float | Unset = UNSET
     start_timeout_s: float | Unset = UNSET
     socket_mode: str | Unset = UNSET
@@ -56,12 +62,14 @@ class MetadataSection(Section, frozen=True):
 
 class S3Section(Section, frozen=True):
     connect: str | Unset = UNSET
+    identity: str | Unset = UNSET
     listen: str | Unset = UNSET
     region: str | Unset = UNSET
 
 
 class ConfigFile(Section, frozen=True):
     connect: str | Unset = UNSET
+    quic_engine: str | Unset = UNSET
     log: LogSection | Unset = UNSET
     node: NodeSection | Unset = UNSET
     metadata: MetadataSection | Unset = UNSET
@@ -81,8 +89,7 @@ def read(path: Path, section: str) -> dict[str, Any]:
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise CommandError(f"{path}: {_in_words(str(error))}", 2) from None
     values = {f"log_{name}": value for name, value in _set(config.log).items()}
-    if config.connect is not UNSET:
-        values["connect"] = config.connect
+    values |= {name: value for name in ("connect", "quic_engine") if (value := getattr(config, name)) is not UNSET}
     return values | _set(getattr(config, section))
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from trivium.admin.errors import CommandError, of_os_error
 from trivium.cluster.errors import NotFound, Refused
+from trivium.metadata.reach import Reach
 
 FORMAT = 1
 
@@ -41,7 +42,14 @@ class ClusterFile:
 
 @dataclass(frozen=True, slots=True)
 class DataDir:
+    """`where`: how to reach the pool, when it is not (only) by what lies in the directory."""
+
     path: Path
+    where: Reach | None = None
+
+    @property
+    def reach(self) -> Reach:
+        return self.where or Reach(self.path)
 
     @property
     def cluster_file(self) -> Path:

@@ -1,6 +1,7 @@
 """The identity of a running cluster: its keys on this host, who is in, what is signed.
 
     no keys --first start | trivium cluster init--> key file --rows--> in use --rotate--> two keys --finish--> in use
+    rows: none (starting) | those of a pool that is being formed (waitingrows) --> those of the database
 
 Invariants:
 1. A private key is durable before a row names its public half; so a crash leaves at most a key that nobody knows.
@@ -12,29 +13,35 @@ from __future__ import annotations
 
 import logging
 import socket
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from trivium.cluster.errors import NotFound, Refused
+from trivium.admin.waitingrows import Rows, WaitingRows
+from trivium.cluster.clock import Clock
+from trivium.cluster.errors import NotFound, Refused, Unavailable
 from trivium.cluster.identity import certificates, keyfiles, messages, statements, tokens
 from trivium.cluster.identity.access import Access, common
-from trivium.cluster.identity.hello import Admission
 from trivium.cluster.identity.keyfiles import ClusterKey, ClusterKeys, Identity
 from trivium.cluster.identity.keys import PrivateKey
+from trivium.cluster.identity.member import Member
 from trivium.cluster.identity.refusals import NotAdmitted, Reason
 from trivium.cluster.identity.registry import Connections
 from trivium.cluster.identity.statements import ALL_POOLS, FULL, Certificate, Grant, Handover, Revocations, Role
 from trivium.cluster.identity.trust import GRANT_S, S, Trust
-from trivium.cluster.transport.interface import Peer, Reply
+from trivium.cluster.transport.interface import Connection, Peer, Reply
 from trivium.metadata import membermessages as said
 from trivium.metadata.messages import MetadataError
 from trivium.metadata.rights import access_of
 
 if TYPE_CHECKING:
-    from trivium.admin.processes.lead import Leader
+    from trivium.metadata.client import MetadataClient
+    from trivium.metadata.server import MetadataServer
 
 log = logging.getLogger(__name__)
+NEWS_S = 1.0  # how old the clock in it may be
 SERVER_ROLES = (Role.METADATA, Role.NODE)
 
 
@@ -43,24 +50,70 @@ def make_cluster_keys(cluster: bytes) -> ClusterKeys:
     return ClusterKeys(cluster, (ClusterKey(1, key, certificates.cluster_certificate(key, cluster, 1)),))
 
 
+class LedRows:
+    """The database's, through the leader's own session."""
+
+    def __init__(self, client: MetadataClient) -> None:
+        self._client = client
+
+    async def call(self, operation: Any) -> Any:
+        (value,) = await self._client.call(operation)
+        return value
+
+    async def ask(self, query: Any) -> Any:
+        return await self._client.ask(query)
+
+
 class ClusterIdentity:
-    def __init__(self, leader: Leader) -> None:
-        self._leader = leader
-        self._cluster = leader.substrate.cluster
-        self._clock = leader.substrate.clock
-        self._path = leader.data.keys / "cluster"
+    """`keys`: the folder of the key files."""
+
+    def __init__(self, cluster: bytes, clock: Clock, keys: Path) -> None:
+        self._cluster, self._clock, self._folder = cluster, clock, keys
+        self._path = keys / "cluster"
         self._keys = ClusterKeys(self._cluster, ())
         self._rows: tuple[said.ClusterKeyInfo, ...] = ()
+        self._book: Rows | None = None
+        self._server: MetadataServer | None = None
         self.own: Identity | None = None
+        self.member: Member | None = None  # the same over QUIC
         self.trust = Trust(self._cluster, self._clock)
         self.connections = Connections(self.trust)
-        self.admission = Admission(self.trust, joiners=True)
         self.addresses: tuple[str, ...] = ()  # of the metadata server, for tokens: where QUIC listens
+        self._news: tuple[object, float, bytes] | None = None
+        self.on_revoked: Callable[[], None] = lambda: None  # tell the nodes now
 
     # ---- beginning ------------------------------------------------------------------------------------------
 
-    async def begin(self) -> None:
+    def load(self) -> None:
+        """What an earlier start has stored, so that this process can listen and call nodes before it has any rows."""
+        try:
+            own = keyfiles.load_identity(self._folder / "node")
+        except NotFound:
+            return
+        if own.cluster == self._cluster and own.statement:
+            self._be(own)
+
+    async def wait(self) -> None:
+        """The pool is being formed: keep members and tokens beside the keys until it has a database."""
+        await self.begin(WaitingRows(self._folder / "waiting.db"))
+
+    async def serve(self, client: MetadataClient, server: MetadataServer) -> None:
+        """The database is there: go on with its rows."""
+        self._server = server
+        waiting = self._book
+        rows = LedRows(client)
+        await self.begin(rows)
+        if waiting is None and (self._folder / "waiting.db").exists():
+            waiting = WaitingRows(self._folder / "waiting.db")
+        if isinstance(waiting, WaitingRows) and self._rows:
+            await waiting.move(rows)
+            await self._load_revocations()
+        server.issue_grant = self.issue_grant
+        server.on_session_gone = lambda session: self._ended(session)
+
+    async def begin(self, rows: Rows) -> None:
         """Load or make the keys, enter them into the rows. A pool whose key file is gone serves on without."""
+        self._book = rows
         self._rows = await self._ask(said.ListClusterKeys())
         try:
             self._load_cluster_keys()
@@ -70,9 +123,6 @@ class ClusterIdentity:
         except (Refused, NotFound, MetadataError) as error:
             log.error("nobody can join, for the cluster's keys cannot be used: %s", error)
         await self._load_revocations()
-        server = self._leader.server
-        server.issue_grant = self.issue_grant
-        server.on_session_gone = lambda session: self._ended(session)
 
     def _load_cluster_keys(self) -> None:
         try:
@@ -110,7 +160,7 @@ class ClusterIdentity:
 
     async def _enrol(self) -> None:
         """This process's own key and certificate."""
-        path = self._leader.data.keys / "node"
+        path = self._folder / "node"
         try:
             key = keyfiles.load_identity(path).key
         except NotFound:
@@ -119,7 +169,20 @@ class ClusterIdentity:
         joined = self._joined(member)
         own = Identity(self._cluster, key, joined.statement, joined.anchors, joined.tls)
         keyfiles.save_identity(path, own)
+        self._be(own)
+
+    def _be(self, own: Identity) -> None:
         self.own = own
+        if self.member is None:
+            self.member = Member(own, self._clock, trust=self.trust, connections=self.connections)
+        else:
+            self.member.adopt(own)
+
+    async def dial(self, rest: str) -> Connection:
+        """For a Dialer: to a node at HOST:PORT."""
+        if self.member is None:
+            raise Unavailable("this process has no key of the cluster yet")
+        return await self.member.dial(rest)
 
     async def _enter(
         self, public: bytes, name: str, roles: tuple[str, ...], rights: int, pools: tuple[int, ...]
@@ -187,8 +250,14 @@ class ClusterIdentity:
         )
         return statements.sign(own.key, body)
 
+    def news(self) -> bytes:
+        """What nodes are to hear with each heartbeat: who is revoked, what time it is, which keys count."""
+        now_s, what = self._clock.boot_s(), (self.trust.version, self.trust.ended, len(self._rows))
+        if self._news is None or self._news[0] != what or now_s - self._news[1] > NEWS_S:
+            self._news = (what, now_s, messages.encode(self.learn_message()))
+        return self._news[2]
+
     def learn_message(self) -> messages.Learn:
-        """What nodes are to hear with each heartbeat."""
         assert self.own is not None, "a metadata server has a key"
         body = Revocations(
             self._cluster,
@@ -265,6 +334,8 @@ class ClusterIdentity:
     async def token_create(self, arguments: dict[str, Any]) -> Any:
         token = tokens.make(self._signer().key.public.fingerprint, self.addresses)
         role, rights = Role(arguments["role"]), int(arguments["rights"])
+        if role == Role.NODE:
+            rights = 0  # it acts by its role and gives no commands
         roles = (role.value,)
         pools = tuple(arguments["pools"]) or ALL_POOLS
         lasts_s = int(arguments["lasts_s"])
@@ -319,10 +390,12 @@ class ClusterIdentity:
             raise MetadataError("EPERM", "this is the metadata server's own key: it cannot revoke itself")
         version = await self._call(said.RevokeMember(member.id))
         closed = self.connections.revoke(version, [member.id])
-        server = self._leader.server
-        sessions = [session.id for session in server.sessions.all() if session.member == member.id]
-        for session in sessions:
-            await server.end_session(session, f"the key of {member.name} was revoked")
+        self.on_revoked()
+        server, sessions = self._server, list[int]()
+        if server is not None:
+            sessions = [session.id for session in server.sessions.all() if session.member == member.id]
+            for session in sessions:
+                await server.end_session(session, f"the key of {member.name} was revoked")
         return {"name": member.name, "version": version, "closed": closed, "sessions": len(sessions)}
 
     async def rotate(self, arguments: dict[str, Any]) -> Any:
@@ -375,11 +448,15 @@ class ClusterIdentity:
     # ---- inside ---------------------------------------------------------------------------------------------
 
     async def _call(self, operation: Any) -> Any:
-        (value,) = await self._leader.client.call(operation)
-        return value
+        return await self._where().call(operation)
 
     async def _ask(self, query: Any) -> Any:
-        return await self._leader.client.ask(query)
+        return await self._where().ask(query)
+
+    def _where(self) -> Rows:
+        if self._book is None:
+            raise Unavailable("the metadata server is starting")
+        return self._book
 
 
 def _needed(access: Access | None) -> Access:

@@ -7,6 +7,7 @@ Invariants
 1. Joining is idempotent: a node joins at each start, which brings a changed address or domain into the map.
 2. The leader believes what it is told by whoever answers at the addresses as that node, not what the joiner says.
 3. A drive that the map has under another node is not taken over here, and a removed one never comes back.
+4. A node that has once joined over a connection with a key joins with this key only (or by the Unix socket).
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class Joiner(msgspec.Struct, frozen=True):
     name: str
     addresses: list[str]
     domain: str
+    public_key: bytes = b""  # that its connection was let in with; empty: it came by the Unix socket
 
 
 async def ask_back(dialer: Dialer, joiner: Joiner) -> NodeReport:
@@ -62,6 +64,8 @@ def rows_of(joiner: Joiner, report: NodeReport, cluster_map: ClusterMap) -> tupl
     """The node's row, and those of its drives that are new or have moved to another domain."""
     known = {row.id: row for row in cluster_map.drives}
     key = next((row.public_key for row in cluster_map.nodes if row.id == joiner.node), b"")
+    if key and joiner.public_key and key != joiner.public_key:
+        raise MetadataError("EACCES", f"node {joiner.name} has joined with another key before; is it somebody else?")
     rows = []
     names = {row.name for row in cluster_map.drives if row.reason != "removed"}
     for drive in sorted(report.drives, key=lambda drive: drive.path):
@@ -78,7 +82,7 @@ def rows_of(joiner: Joiner, report: NodeReport, cluster_map: ClusterMap) -> tupl
             log.warning("node %s has drive %s, which is another node's: not taken over", joiner.name, old.name)
         elif old is not None and old.reason != "removed" and old.domain != joiner.domain:
             rows.append(msgspec.structs.replace(old, domain=joiner.domain))
-    return NodeRow(joiner.node, joiner.name, tuple(joiner.addresses), key), rows
+    return NodeRow(joiner.node, joiner.name, tuple(joiner.addresses), key or joiner.public_key), rows
 
 
 class Joining:

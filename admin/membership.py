@@ -49,6 +49,7 @@ class Member:
     heard_s: float = 0.0  # sending time of the newest question that was answered
     failed_s: float | None = None  # since when questions fail; None while it answers
     text: str = ""  # why the newest question failed
+    deaf: str = ""  # why it does not take what it is told
     down: bool = False
     lock: trio.Lock = field(default_factory=trio.Lock)
 
@@ -70,6 +71,7 @@ class Membership:
         self._limit_s = max(self._period_s, t_s / 4)  # of one question
         self.liveness = Liveness(clock.boot_s(), t_s)
         self.t_s = t_s
+        self.tell: Callable[[], bytes] | None = None  # what nodes are told with each question (Service.IDENTITY)
         self.reports: dict[bytes, DriveReport] = {}
         self.listeners: list[Callable[[], Awaitable[None]]] = []
         self._members: dict[bytes, Member] = {own: Member(own, heard_s=clock.boot_s())}
@@ -202,6 +204,8 @@ class Membership:
             with trio.fail_after(limit_s):
                 connection = member.connection or await self._connect(member.node)
                 member.connection = connection
+                if self.tell is not None and member.node != self._own:
+                    await self._inform(member, connection, self.tell())
                 reply = await connection.request(Service.NODE, encode_node_request(Ping()))
             answer = decode_node_answer(reply.body)
         except trio.TooSlowError:
@@ -213,6 +217,17 @@ class Membership:
         if answer.node != member.node:
             raise Unavailable(f"another node answers there ({answer.node.hex()[:8]})")
         return answer
+
+    async def _inform(self, member: Member, connection: Connection, news: bytes) -> None:
+        try:
+            await connection.request(Service.IDENTITY, news)
+            member.deaf = ""
+        except Unavailable:
+            raise
+        except ClusterError as error:
+            if str(error) != member.deaf:
+                member.deaf = str(error)
+                log.warning("node %s does not take who is revoked: %s", member.name, error)
 
     # ---- telling --------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 import msgspec
 import trio
 
-from trivium.cluster.errors import Unavailable
+from trivium.cluster.errors import Refused, Unavailable
 from trivium.cluster.model import ClusterMap
 from trivium.cluster.nodes import NodeReply
 from trivium.cluster.transport.frames import as_one
@@ -66,9 +66,11 @@ class Router:
         connection = self._connections.get(node) or await self._dial(node)
         try:
             reply = await connection.request(Service.NODE, encode_node_request(request), payload)
-        except Unavailable:
+        except (Unavailable, Refused) as error:
             if getattr(connection, "broken", False):
                 self._forget(node, connection)
+                if isinstance(error, Refused):  # not the message: the connection
+                    raise Unavailable(f"node {node.hex()[:8]} does not let this process in: {error}") from None
             raise
         return _decoded(node, reply)
 

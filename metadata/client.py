@@ -108,6 +108,8 @@ class MetadataClient:
         self.down: frozenset[bytes] = frozenset()
         self.seq = 0
         self.grant = b""  # the newest: what HELLO and Present show to nodes
+        self.on_grant: Callable[[int, bytes], None] = lambda session, grant: None  # hears of each
+        self.trouble = ""  # why the newest request that nobody answered failed
         self.on_map: Callable[[ClusterMap, frozenset[bytes]], None] | None = None
 
     def attach(
@@ -162,7 +164,7 @@ class MetadataClient:
         self._incarnation = answer.incarnation
         self._holds = []
         self._told.set()
-        self.grant = answer.grant
+        self._granted(answer.session, answer.grant)
         self._answered(sent_s)
         self._heard(answer.cluster_map, answer.groups, frozenset(), answer.seq)
         self._take_life_lock(answer)
@@ -257,7 +259,7 @@ class MetadataClient:
                 self._ended(session, answer.text)
             return False
         assert isinstance(answer, messages.Pulse)
-        self.grant = answer.grant
+        self._granted(session, answer.grant)
         self._heard(answer.cluster_map, answer.groups, frozenset(answer.down), answer.seq)
         if answer.incarnation != self._incarnation:
             self._lapse()
@@ -269,6 +271,10 @@ class MetadataClient:
         self._told.set()
         self._answered(sent_s)
         return False
+
+    def _granted(self, session: int, grant: bytes) -> None:
+        self.grant = grant
+        self.on_grant(session, grant)
 
     def _answered(self, sent_s: float) -> None:
         self._answered_s = self._beat_s = sent_s
@@ -460,6 +466,7 @@ class MetadataClient:
             reply = await connection.request(Service.METADATA, messages.encode(request))
             return messages.decode_answer(reply.body)
         except Unavailable as error:
+            self.trouble = str(error)
             if connection is not None and self._connection is connection:
                 self._connection = None
                 await connection.aclose()

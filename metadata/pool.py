@@ -3,8 +3,8 @@
     async with connect_pool(data_dir, client="cli") as pool:
         await pool.metadata.call(...); await pool.chunks.get(ref)
 
-The metadata server is reached by the data directory's socket DIR/run/trivium.sock, each node by the addresses in its
-row of the map (unix:PATH, relative to the data directory, on this host; other transports join by `dialer`).
+reach.py says how the metadata server is found; each node is by the addresses in its row of the map (unix:PATH, relative
+to the data directory, on this host; quic:HOST:PORT).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import trio
 
@@ -21,10 +22,10 @@ from trivium.cluster.chunks import Chunks
 from trivium.cluster.clock import Executor, SystemClock, ThreadExecutor
 from trivium.cluster.errors import Unavailable
 from trivium.cluster.router import Router
-from trivium.cluster.transport.dial import Dialer, addresses_of
+from trivium.cluster.transport.dial import addresses_of
 from trivium.cluster.transport.interface import Connection
-from trivium.cluster.transport.unix import UnixConnection
 from trivium.metadata.client import MetadataClient, OnRecall
+from trivium.metadata.reach import Reach, Way
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +38,9 @@ class Pool:
     cluster: bytes
 
 
-def socket_path(data_dir: str | os.PathLike[str]) -> str:
-    return os.path.join(os.fspath(data_dir), "run", "trivium.sock")
-
-
 @asynccontextmanager
 async def connect_pool(
-    data_dir: str | os.PathLike[str],
+    where: str | os.PathLike[str] | Reach,
     *,
     client: str = "client",
     on_recall: OnRecall | None = None,
@@ -53,32 +50,28 @@ async def connect_pool(
     connect_timeout: float | None = None,
     executor: Executor | None = None,
     threads: int = 16,
-    dialer: Dialer | None = None,
 ) -> AsyncIterator[Pool]:
     """A live session. `connect_timeout`: seconds until Unavailable when no server answers (None: wait for ever);
     `io_timeout`: the same for later requests. The other arguments are MetadataClient's."""
-    data_dir = os.path.abspath(data_dir)  # noqa: ASYNC240 (touches no disk)
-    rng = random.SystemRandom()
+    reach = where if isinstance(where, Reach) else Reach(Path(os.path.abspath(where)))  # noqa: ASYNC240
+    rng, clock = random.SystemRandom(), SystemClock()
     executor = executor or ThreadExecutor(threads)
-    ways = dialer or Dialer(data_dir)
-
-    async def connect_metadata() -> Connection:
-        return UnixConnection(socket_path(data_dir))
-
+    way = Way(reach, clock)
     metadata = MetadataClient(
-        connect_metadata,
+        way.metadata,
         client=client,
         random=rng,
-        clock=SystemClock(),
+        clock=clock,
         on_recall=on_recall,
         on_ended=on_ended,
         on_lapsed=on_lapsed,
         io_timeout=io_timeout,
-        run_directory=data_dir,
+        run_directory=str(reach.directory),
     )
+    metadata.on_grant = way.granted
 
     async def connect_node(node: bytes) -> Connection:
-        return await ways.node(node, addresses_of(metadata.map(), node))
+        return await way.dialer.node(node, addresses_of(metadata.map(), node))
 
     nodes = Router(connect_node)
     metadata.on_map = nodes.update
@@ -92,7 +85,7 @@ async def connect_pool(
         with trio.move_on_after(float("inf") if connect_timeout is None else connect_timeout) as scope:
             await nursery.start(live)
         if scope.cancelled_caught:
-            raise Unavailable(f"no pool answers on {socket_path(data_dir)} (is `trivium up` running?)")
+            raise Unavailable(f"no pool answers at {reach}: {metadata.trouble or 'no answer yet'}")
         nodes.update(metadata.map(), metadata.down)
         chunks = Chunks(metadata, nodes, cluster=metadata.cluster, random=rng, executor=executor)
         metadata.latencies = chunks.latency.take
@@ -102,11 +95,18 @@ async def connect_pool(
             with background:
                 await chunks.run()
 
+        async def present() -> None:
+            with presenting:
+                await way.keep_presenting()
+
+        presenting = trio.CancelScope()
         nursery.start_soon(run_chunks)
+        nursery.start_soon(present)
         try:
             yield Pool(metadata, chunks, nodes, metadata.cluster)
         finally:
             background.cancel()
+            presenting.cancel()
             chunks.close()
             stop.cancel()  # says Goodbye
     await nodes.aclose()

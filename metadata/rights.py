@@ -79,6 +79,8 @@ WRITES: frozenset[type] = frozenset(
     }
 )
 """The rest (credentials with their secrets, members, tokens, keys) is for `admin`: an S3 gateway has it too."""
+NODE_COMMANDS = frozenset({"node_hello", "node_join"})
+"""What a node says; every other command is an operator's."""
 
 
 def access_of(peer: Peer) -> Access | None:
@@ -145,6 +147,27 @@ def _check(access: Access, request: Any, owner: Callable[[int], bytes], pool_of:
             access.require(Right.WRITE)
             access.allow_pool(request.pool)
         case messages.Admin():
-            access.require(Right.ADMIN)
+            _check_command(access, request.command)
         case _:
             access.require(Right.READ)
+
+
+def _check_command(access: Access, command: str) -> None:
+    if command not in NODE_COMMANDS:
+        access.require(Right.ADMIN)
+    elif not access.by_role:
+        raise NotAdmitted(Reason.MISSING_RIGHT, f"{access.holder().name} is no node: only nodes bring drives")
+
+
+def command_of(peer: Peer, request: messages.Admin) -> dict[str, Any]:
+    """A command's arguments, if the peer may give it; a node's with its public key. MetadataError."""
+    access = access_of(peer)
+    if access is None:
+        return request.arguments
+    try:
+        _check_command(access, request.command)
+        if request.command not in NODE_COMMANDS:
+            return request.arguments
+        return request.arguments | {"public_key": access.holder().public}
+    except NotAdmitted as error:
+        raise MetadataError("EACCES", str(error)) from None

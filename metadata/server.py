@@ -469,7 +469,7 @@ class MetadataServer:
         command = self.admin_commands.get(admin.command)
         if command is None:
             raise MetadataError("ENOSYS", f"there is no command {admin.command}")
-        return encode(messages.AdminAnswer(await command(admin.arguments)))
+        return encode(messages.AdminAnswer(await command(rights.command_of(peer, admin))))
 
     async def _engine_status(self, arguments: dict[str, Any]) -> dict[str, Any]:
         return {

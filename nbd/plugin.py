@@ -1,7 +1,7 @@
 """The script that nbdkit's Python plugin loads: callbacks, and the object graph of the process.
 
-    nbdkit python .../trivium/nbd/plugin.py connect=DATA_DIR [volume=NAME] [takeover=fail|wait|break] [read_only=1]
-                                            [cache=256M] [log=info]
+    nbdkit python .../trivium/nbd/plugin.py connect=WHERE [identity=FILE] [volume=NAME] [takeover=fail|wait|break]
+                                            [read_only=1] [cache=256M] [log=info]
 
 nbdkit runs it as `__main__` of its embedded interpreter: absolute imports only, threads only from after_fork on.
 """
@@ -15,10 +15,12 @@ import os
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import nbdkit
 
+from trivium.metadata.reach import Reach
 from trivium.nbd.bridge import Bridge
 from trivium.nbd.device import Device, DeviceError
 from trivium.nbd.exporter import Backend, Connect, Exporter
@@ -32,6 +34,7 @@ MAX_REQUEST = 32 << 20
 SWITCH_INTERVAL_S = 0.001  # short: a thread that has an answer should not wait for one that computes
 
 _options: dict[str, str] = {}
+_reach: Reach | None = None
 _bridge: Bridge | None = None
 _exporter: Exporter | None = None
 
@@ -50,16 +53,17 @@ outlive_parent()
 
 
 def config(key: str, value: str) -> None:
-    if key not in ("connect", "volume", "takeover", "read_only", "cache", "log"):
-        raise RuntimeError(f"unknown parameter {key}: connect, volume, takeover, read_only, cache and log exist")
+    if key not in ("connect", "identity", "volume", "takeover", "read_only", "cache", "log"):
+        raise RuntimeError(f"unknown parameter {key}: connect, identity, volume, takeover, read_only, cache, log exist")
     if key == "takeover" and value not in ("fail", "wait", "break"):
         raise RuntimeError("takeover is fail, wait or break")
-    _options[key] = os.path.abspath(value) if key == "connect" else value
+    _options[key] = value
 
 
 def config_complete() -> None:
     if "connect" not in _options:
-        raise RuntimeError("connect=DATA_DIR is needed: the data directory of the pool")
+        raise RuntimeError("connect=WHERE is needed: the data directory of the pool, or HOST:PORT with identity=FILE")
+    parse_reach()  # relative paths are relative to where nbdkit was started
 
 
 def thread_model() -> int:
@@ -72,7 +76,7 @@ def after_fork() -> None:
     logging.basicConfig(stream=sys.stderr, level=level, format="trivium nbd: %(levelname)s: %(message)s")
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     _exporter = Exporter(
-        pool_backend(_options["connect"]),
+        pool_backend(parse_reach()),
         takeover=_options.get("takeover", "fail"),
         read_only=_options.get("read_only", "0") not in ("0", "", "false", "no"),
         only=_options.get("volume", ""),
@@ -88,8 +92,18 @@ def cleanup() -> None:
         _bridge.stop()
 
 
-def pool_backend(data_dir: str) -> Connect:
-    """The object graph: a session on the data directory's socket, chunks, and volume logs over the same nodes."""
+def parse_reach() -> Reach:
+    """The same at every call: nbdkit changes its directory meanwhile."""
+    global _reach
+    if _reach is None:
+        identity = _options.get("identity", "")
+        default = os.path.dirname(os.path.dirname(os.path.abspath(identity)))
+        _reach = Reach.parse(_options["connect"], identity, Path(default))
+    return _reach
+
+
+def pool_backend(reach: Reach) -> Connect:
+    """The object graph: a session of the pool, chunks, and volume logs over the same nodes."""
     import random
 
     from trivium.metadata.pool import connect_pool
@@ -98,7 +112,7 @@ def pool_backend(data_dir: str) -> Connect:
 
     @asynccontextmanager
     async def connect(on_ended: Callable[[str], None]) -> AsyncIterator[Backend]:
-        async with connect_pool(data_dir, client=f"nbd {os.getpid()}", on_ended=on_ended) as pool:
+        async with connect_pool(reach, client=f"nbd {os.getpid()}", on_ended=on_ended) as pool:
             logs = ClusterLogs(pool.metadata, pool.nodes, random=random.SystemRandom())
             yield Backend(pool.metadata, SoloChunks(pool.chunks), logs, pool.metadata.leases_usable)
 

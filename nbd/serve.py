@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from trivium.metadata.reach import Reach
 from trivium.nbd.errors import VolumeError
 
 PLUGIN = Path(__file__).resolve().parent / "plugin.py"
 
 
 def command(
-    data_dir: str | os.PathLike[str],
+    where: str | os.PathLike[str] | Reach,
     socket_path: str | os.PathLike[str],
     *,
     volume: str = "",
@@ -41,7 +42,10 @@ def command(
         argv.append("--readonly")
     if pid_file is not None:
         argv += ["--pidfile", os.fspath(pid_file)]
-    argv += ["python", str(PLUGIN), f"connect={os.path.abspath(data_dir)}", f"takeover={takeover}", f"log={log}"]
+    reach = where if isinstance(where, Reach) else Reach(Path(os.path.abspath(where)))
+    argv += ["python", str(PLUGIN), f"connect={reach}", f"takeover={takeover}", f"log={log}"]
+    if reach.key_file is not None and not reach.local:
+        argv.append(f"identity={reach.key_file}")
     argv += [f"volume={volume}"] if volume else []
     argv += [f"cache={cache}"] if cache else []
     return argv, environment()

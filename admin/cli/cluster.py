@@ -13,7 +13,7 @@ import click
 
 from trivium.admin.cli.connect import admin_call, connect_option, run
 from trivium.admin.datadir import DataDir, default_data_dir
-from trivium.admin.errors import CommandError, unreachable
+from trivium.admin.errors import CommandError
 from trivium.cluster.errors import NotFound, Refused
 
 RIGHTS = {"read": 1, "write": 3, "admin": 7}  # each includes those before it
@@ -109,7 +109,7 @@ def _duration(_ctx: click.Context, _param: click.Parameter, value: str) -> int:
 @connect_option
 def create(role: str, right: str, pools: tuple[int, ...], name: str, expires: int, data: DataDir) -> None:
     """Print a new join token: it lets one process join, once. Treat it as a password; it is shown this once."""
-    rights = RIGHTS[right] if role == "client" else 7
+    rights = {"client": RIGHTS[right], "node": 0}.get(role, 7)
     made = run(
         _admin,
         data,
@@ -117,7 +117,8 @@ def create(role: str, right: str, pools: tuple[int, ...], name: str, expires: in
         {"role": role, "rights": rights, "pools": list(pools), "name": name, "lasts_s": expires},
     )
     click.echo(made["token"])
-    click.echo("there: trivium cluster join TOKEN", err=True)
+    there = "trivium node --data DIR --join TOKEN" if role == "node" else "trivium cluster join TOKEN"
+    click.echo(f"there: {there}", err=True)
 
 
 @token.command("ls")
@@ -149,21 +150,21 @@ def token_rm(id: str, data: DataDir) -> None:
     "--keys",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
-    help="Where the key file is made; default: DIR/keys of the default data directory.",
+    help="Where the key file is made [default: keys in the default data directory].",
 )
 @connect_option
 def join(token: str, name: str, keys: Path | None, data: DataDir) -> None:
-    """Join a cluster with TOKEN: make a key here, have it certified, pin the cluster's certificate.
+    """Join a cluster with TOKEN: make a key here, have it certified, pin the cluster's key.
 
-    Stores KEYS/client, or KEYS/node for a token of role node or metadata (mode 0600). TOKEN may be - to read it from
-    standard input, which keeps it out of the shell's history.
+    The token says where the metadata server is and what its key is; nothing else is needed. Stores KEYS/client, or
+    KEYS/node for a token of role node or metadata (mode 0600). Afterwards every command here finds the cluster by
+    itself: trivium status, trivium mount /mnt. TOKEN may be - to read it from standard input, which keeps it out of
+    the shell's history. A node joins by `trivium node --join TOKEN` alone.
     """
     from trivium.admin.tokenjoin import join_and_store
 
     text = sys.stdin.readline() if token == "-" else token
     folder = keys or default_data_dir() / "keys"
-    if not data.socket.exists():
-        raise unreachable(data.path)
     identity, path = run(join_and_store, data, text, name, folder.absolute())
     click.echo(f"joined cluster {identity.cluster.hex()[:8]} as {identity.name}; key in {path}")
 
@@ -204,7 +205,7 @@ def rotate(finish: bool, force: bool, data: DataDir) -> None:
 
 def _rights(row: dict[str, Any]) -> str:
     names = [name for name, bits in RIGHTS.items() if row["rights"] & bits == bits]
-    return names[-1] if names else "none"
+    return names[-1] if names else "-"
 
 
 def _pools(row: dict[str, Any]) -> str:

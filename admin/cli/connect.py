@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -14,6 +13,7 @@ from trivium.admin.datadir import DataDir, default_data_dir
 from trivium.admin.errors import CommandError, of_os_error, unreachable
 from trivium.cluster.errors import ClusterError, Corrupt, Unavailable
 from trivium.metadata.messages import MetadataError
+from trivium.metadata.reach import Reach, Way
 
 if TYPE_CHECKING:
     from trivium.metadata.pool import Pool
@@ -23,20 +23,34 @@ T = TypeVar("T")
 
 
 def connect_option(function: F) -> F:
-    """Adds --connect; the command receives `data: DataDir`."""
+    """Adds --connect and --identity; the command receives `data: DataDir`."""
 
-    def chosen(_ctx: click.Context, _param: click.Parameter, value: Path | None) -> DataDir:
-        return DataDir((value or default_data_dir()).absolute())
+    def chosen(context: click.Context, _param: click.Parameter, value: str) -> DataDir:
+        try:
+            reach = Reach.parse(value, context.params.pop("identity", None) or "", default_data_dir().absolute())
+        except ClusterError as error:
+            raise click.BadParameter(str(error)) from None
+        return DataDir(reach.directory, reach)
 
-    return click.option(
+    connect = click.option(
         "--connect",
         "data",
         envvar="TRIVIUM_CONNECT",
-        type=click.Path(path_type=Path, file_okay=False),
+        default="",
         callback=chosen,
-        metavar="DIR",
-        help="Data directory of the pool [env: TRIVIUM_CONNECT; default: ~/.local/share/trivium].",
-    )(function)
+        metavar="WHERE",
+        help="Data directory of the pool on this host or of a client that has joined, or HOST:PORT of the metadata "
+        "server [env: TRIVIUM_CONNECT; default: ~/.local/share/trivium].",
+    )
+    identity = click.option(
+        "--identity",
+        envvar="TRIVIUM_IDENTITY",
+        is_eager=True,
+        metavar="FILE",
+        help="Key file made by `trivium cluster join` [env: TRIVIUM_IDENTITY; default: keys/client or keys/node in the "
+        "directory of --connect, or in the default one].",
+    )
+    return connect(identity(function))
 
 
 def run(function: Callable[..., Awaitable[T]], *args: Any) -> T:
@@ -76,30 +90,44 @@ async def open_pool(data: DataDir) -> AsyncIterator[Pool]:
     """A session of this command's own. CommandError (status 3) when no pool answers."""
     from trivium.metadata.pool import connect_pool
 
-    if not data.socket.exists():
-        raise unreachable(data.path)
+    check_there(data)
     try:
-        async with connect_pool(data.path, client="cli", connect_timeout=CONNECT_S, io_timeout=60) as pool:
+        async with connect_pool(data.reach, client="cli", connect_timeout=CONNECT_S, io_timeout=60) as pool:
             yield pool
     except Unavailable as error:
-        if "no pool answers" in str(error):
+        if "no pool answers" in str(error) and data.reach.local:
             raise unreachable(data.path) from None
         raise
 
 
+def check_there(data: DataDir) -> None:
+    """CommandError when there is nothing to try."""
+    if not data.reach.there:
+        raise unreachable(data.path) if data.reach.local else nobody_knows(data)
+
+
+def nobody_knows(data: DataDir) -> CommandError:
+    return CommandError(
+        f"there is no key to reach {data.reach} with: `trivium cluster join TOKEN` makes one (the operator's "
+        "`trivium cluster token create` prints TOKEN), --identity FILE names another.",
+        3,
+    )
+
+
 async def admin_call(data: DataDir, command: str, **arguments: Any) -> Any:
     """One operator's command to the pool at `data`; needs no session."""
-    from trivium.cluster.transport.unix import UnixConnection
+    from trivium.cluster.clock import SystemClock
     from trivium.cluster.wire import Service
     from trivium.metadata import messages
 
-    if not data.socket.exists():
-        raise unreachable(data.path)
-    connection = UnixConnection(str(data.socket))
+    check_there(data)
+    connection = await Way(data.reach, SystemClock()).metadata()
     try:
         try:
             reply = await connection.request(Service.METADATA, messages.encode(messages.Admin(command, arguments)))
-        except Unavailable:
+        except Unavailable as error:
+            if not data.reach.local:
+                raise Unavailable(f"no pool answers at {data.reach}: {error}") from None
             raise unreachable(data.path) from None
     finally:
         with trio.CancelScope(shield=True):

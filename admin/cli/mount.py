@@ -8,9 +8,9 @@ from pathlib import Path
 
 import click
 
-from trivium.admin.cli.connect import connect_option
+from trivium.admin.cli.connect import check_there, connect_option
 from trivium.admin.datadir import DataDir
-from trivium.admin.errors import CommandError, unreachable
+from trivium.admin.errors import CommandError
 
 
 @click.command()
@@ -50,13 +50,12 @@ def mount(
     from trivium.admin.processes.mount import MountOptions, mount_in_background, mount_in_foreground, servers
     from trivium.fs.mount import remove_dead
 
-    if not data.socket.exists():
-        raise unreachable(data.path)
+    check_there(data)
     if all(server.pid == os.getpid() for server in servers(mountpoint.absolute())):
         remove_dead(str(mountpoint))
     if not mountpoint.is_dir():
         raise CommandError(f"{mountpoint} is not a directory: create it first (mkdir {mountpoint}).")
-    options = MountOptions(data.path, mountpoint.absolute(), bucket, read_only, allow_other, io_timeout, log_file)
+    options = MountOptions(data.reach, mountpoint.absolute(), bucket, read_only, allow_other, io_timeout, log_file)
     if foreground:
         mount_in_foreground(options)
     else:

@@ -7,9 +7,8 @@ from urllib.parse import quote
 
 import click
 
-from trivium.admin.cli.connect import connect_option
+from trivium.admin.cli.connect import check_there, connect_option
 from trivium.admin.datadir import DataDir
-from trivium.admin.errors import unreachable
 
 
 @click.group()
@@ -51,10 +50,9 @@ def serve(
     """
     from trivium.admin.processes.nbd import serve_nbd
 
-    if not data.socket.exists():
-        raise unreachable(data.path)
+    check_there(data)
     serve_nbd(
-        data.path,
+        data.reach,
         socket_path.absolute(),
         detach=detach,
         pid_file=pid_file.absolute() if pid_file else None,

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from trivium.admin.cli.connect import connect_option, run
 from trivium.admin.cli.up import _group, _listen, _mode, _profile
 from trivium.admin.config import config_option
 from trivium.admin.datadir import DataDir
 from trivium.cluster.liveness import T_S
+from trivium.cluster.transport.quic.engine import CHOICE, ENGINES
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -31,6 +34,41 @@ def log_options(function: F) -> F:
         help="Leave out what is less important.",
     )  # fmt: skip
     return form(level(function))
+
+
+def quic_listen(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[str, int] | None:
+    """HOST:PORT; an empty HOST is every address of this host."""
+    if not value:
+        return None
+    host, colon, port = value.removeprefix("quic:").rpartition(":")
+    if not colon or not port.isdigit() or int(port) > 65535:
+        raise click.BadParameter("write HOST:PORT, for example 10.0.0.1:7400 (no HOST: every address of this host)")
+    return host.strip("[]") or "0.0.0.0", int(port)
+
+
+def listen_options(env: str, default: str) -> Callable[[F], F]:
+    listen = click.option(
+        "--listen", callback=quic_listen, default=None, envvar=f"{env}_LISTEN", metavar="HOST:PORT",
+        help=f"Listen for other hosts over QUIC (UDP) [env: {env}_LISTEN; default: {default}].",
+    )  # fmt: skip
+    advertise = click.option(
+        "--advertise", default="", envvar=f"{env}_ADVERTISE", metavar="HOST[:PORT]",
+        help="The address that others are told, where it is not the one of --listen.",
+    )  # fmt: skip
+    return lambda function: listen(advertise(function))
+
+
+def engine_option(function: F) -> F:
+    """Sets the environment, so that processes started by this one have the same."""
+
+    def choose(_ctx: click.Context, _param: click.Parameter, value: str | None) -> None:
+        if value:
+            os.environ[CHOICE] = value
+
+    return click.option(
+        "--quic-engine", type=click.Choice(ENGINES), default=None, envvar=CHOICE, callback=choose, expose_value=False,
+        help=f"Who speaks QUIC; both understand each other [env: {CHOICE}; default: the faster one installed].",
+    )(function)  # fmt: skip
 
 
 def socket_options(name: str, env: str) -> Callable[[F], F]:
@@ -68,21 +106,34 @@ def announced(text: Callable[[dict[str, Any]], str]) -> Callable[[dict[str, Any]
     help="Where this host is: shards are spread over domains [default: default/NAME].",
 )  # fmt: skip
 @click.option("--name", default="", envvar="TRIVIUM_NODE_NAME", help="What status calls it [default: the host's name].")
+@click.option(
+    "--join", default="", envvar="TRIVIUM_NODE_JOIN", metavar="TOKEN",
+    help="First start on another host: a token of `trivium cluster token create --role node`. Left out of account once "
+    "DIR/keys/node is there [env: TRIVIUM_NODE_JOIN].",
+)  # fmt: skip
+@listen_options("TRIVIUM_NODE", "0.0.0.0:7401 once it has a key, else the Unix socket alone")
+@engine_option
 @socket_options("node.sock", "TRIVIUM_NODE")
 @log_options
 @connect_option
 def node(data: DataDir, directory: DataDir, **options: Any) -> None:
     """Serve the drives of one directory to a pool, as a process of its own.
 
-    At the first start it joins the pool at --connect with new drives; later starts need nobody. Stops cleanly at SIGINT
-    or SIGTERM; kill -9 costs nothing that was answered.
+    \b
+    on the metadata server's host:  trivium cluster token create --role node
+    on this one:                    trivium node --data /srv/trivium --drives 2 --join TOKEN
+
+    At the first start it joins with new drives (on the metadata server's own host --connect DIR does without a token);
+    later starts need nobody. Its address may change: it says its present one at each start. Stops cleanly at SIGINT or
+    SIGTERM; kill -9 costs nothing that was answered.
     """
     from trivium.admin.processes.node import NodeOptions, serve_node
 
+    given = click.get_current_context().get_parameter_source("data") != ParameterSource.DEFAULT
     run(
         serve_node,
-        NodeOptions(directory, data, **options),
-        announced(lambda facts: f"node {facts['node'][:8]}: {facts['drives']} drives on {facts['socket']}"),
+        NodeOptions(directory, data if given else None, **options),
+        announced(lambda said: f"node {said['node'][:8]}: {said['drives']} drives on {', '.join(said['addresses'])}"),
     )
 
 
@@ -95,6 +146,7 @@ def node(data: DataDir, directory: DataDir, **options: Any) -> None:
 @click.option(
     "--region", default="us-east-1", show_default=True, envvar="TRIVIUM_S3_REGION", help="What clients must sign for."
 )
+@engine_option
 @log_options
 @connect_option
 def s3(data: DataDir, listen: tuple[str, int] | None, **options: Any) -> None:
@@ -130,8 +182,10 @@ def metadata_options(function: F) -> F:
             ),
             click.option(
                 "--node", "nodes", multiple=True, envvar="TRIVIUM_METADATA_NODES", metavar="ADDRESS",
-                help="A node's address (unix:PATH) to find the root on, when this directory knows none.",
+                help="A node's address (quic:HOST:PORT, unix:PATH) to find the root on, if this directory knows none.",
             ),
+            listen_options("TRIVIUM_METADATA", "only the Unix socket"),
+            engine_option,
             click.option(
                 "--silence-s", type=click.FloatRange(1, 600), default=T_S, show_default=True,
                 envvar="TRIVIUM_SILENCE_S", help="T: a node that is silent for so long is down.",

@@ -70,8 +70,10 @@ class Leader:
         *,
         writer_executor: Executor | None = None,
         log_options: LogOptions | None = None,
+        identity: ClusterIdentity | None = None,
     ) -> None:
         self.substrate, self.data = substrate, data
+        self.identity = identity or ClusterIdentity(substrate.cluster, substrate.clock, data.keys)
         self._writer_executor = writer_executor or ThreadExecutor(1)
         self._log_options = log_options or LogOptions()
         self.formed_now = substrate.forming
@@ -87,7 +89,6 @@ class Leader:
         self.client: MetadataClient
         self.chunks: Chunks
         self.upkeep: Upkeep
-        self.identity: ClusterIdentity
         self._metalog: CountingLog
         self.log: LogWriter
 
@@ -196,8 +197,8 @@ class Leader:
             executor=substrate.executor,
         )
         top.start_soon(self.chunks.run)
-        self.identity = ClusterIdentity(self)
-        await self.identity.begin()
+        await self.identity.serve(self.client, self.server)
+        substrate.watch.tell, self.identity.on_revoked = self.identity.news, substrate.watch.look
         self.upkeep = Upkeep(self, self._metalog, self._log_parts())
         await self.upkeep.start(top)
         substrate.watch.listeners.append(self._drives_changed)

@@ -2,8 +2,7 @@
 
     lock -> listen (nodes may join) -> (first time: gather drives, form | find the root's drives) -> lead -> stop
 
-State of the door (the socket): gathering or looking --the leader serves--> open. Before that only the commands of
-joining nodes are answered; clients are told to ask again.
+It listens on its Unix socket and, with --listen, over QUIC; what is answered on both is door.py's.
 """
 
 from __future__ import annotations
@@ -12,21 +11,21 @@ import logging
 import os
 import random
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import trio
 
-from trivium.admin import logs, systemd
+from trivium.admin import listening, logs, systemd
 from trivium.admin.commands import register_commands
 from trivium.admin.credentials import root_credential
 from trivium.admin.datadir import ClusterFile, DataDir
 from trivium.admin.errors import CommandError
+from trivium.admin.identity import ClusterIdentity
 from trivium.admin.joining import Gathering
 from trivium.admin.lock import LifeLock
 from trivium.admin.processes import coldstart, drives
+from trivium.admin.processes.door import Door
 from trivium.admin.processes.lead import Leader
 from trivium.admin.processes.stopping import stop_on_signal
 from trivium.admin.processes.substrate import Substrate
@@ -37,11 +36,7 @@ from trivium.cluster.files import FileOps, RealFiles
 from trivium.cluster.liveness import T_S
 from trivium.cluster.model import ClusterMap, DriveRow, NodeRow
 from trivium.cluster.transport.dial import Dialer
-from trivium.cluster.transport.interface import Peer, Reply
 from trivium.cluster.transport.unix import UnixServer
-from trivium.cluster.wire import Service
-from trivium.metadata import messages
-from trivium.metadata.messages import RETRY, MetadataError
 
 log = logging.getLogger(__name__)
 
@@ -55,46 +50,14 @@ class MetadataOptions:
     drives: int = 0  # of its own, made at the first start
     wait_for_drives: int | None = None  # before the pool is formed; default k+m
     nodes: tuple[str, ...] = ()
+    listen: tuple[str, int] | None = None
+    advertise: str = ""
     silence_s: float = T_S
     start_timeout_s: float = 60.0
     socket_mode: str = "0600"
     socket_group: str | None = None
     log_format: str = "text"
     log_level: str = "info"
-
-
-class Door:
-    """What the socket answers, from its first moment on."""
-
-    def __init__(self, cluster: bytes) -> None:
-        self.commands: Mapping[str, Callable[[dict[str, Any]], Any]] = {}
-        self._cluster = cluster
-        self._leader: Leader | None = None
-
-    def open(self, leader: Leader) -> None:
-        self._leader = leader
-
-    async def handle(self, peer: Peer, service: int, body: bytes, payload: memoryview) -> Reply:
-        if service != Service.METADATA:
-            if self._leader is None:
-                raise ClusterError("the metadata server is starting")
-            return await self._leader.substrate.node.handle(peer, service, body, payload)
-        if self._leader is not None:
-            return await self._leader.server.handle(peer, service, body, payload)
-        request = messages.decode_request(body)
-        command = self.commands.get(request.command) if isinstance(request, messages.Admin) else None
-        try:
-            if command is None or not isinstance(request, messages.Admin):
-                raise MetadataError(RETRY, "the metadata server is starting: it waits for the drives of its nodes")
-            return Reply(messages.encode(messages.AdminAnswer(await command(request.arguments))))
-        except MetadataError as error:
-            return Reply(messages.encode(messages.Failed(error.code, error.text, error.index)))
-
-    async def events(self, peer: Peer, service: int, body: bytes) -> AsyncIterator[bytes]:
-        if self._leader is None:
-            raise ClusterError("the metadata server is starting")
-        async for event in self._leader.server.events(peer, service, body):
-            yield event
 
 
 async def serve_metadata(options: MetadataOptions, ready: Ready) -> int:
@@ -135,21 +98,43 @@ def _take_directory(options: MetadataOptions) -> tuple[ClusterFile, LifeLock]:
 
 
 async def _serve(options: MetadataOptions, cluster: ClusterFile, ready: Ready) -> None:
-    files, identity = RealFiles(), bytes.fromhex(cluster.cluster)
+    files, clock = RealFiles(), SystemClock()
+    identity = ClusterIdentity(bytes.fromhex(cluster.cluster), clock, options.data.keys)
+    identity.load()
+    if cluster.forming:
+        await identity.wait()
     door = Door(identity)
+    dialer = Dialer(options.data.path)
+    dialer.register("quic", identity.dial)
     server = UnixServer(str(options.data.socket), mode=int(options.socket_mode, 8), group=options.socket_group)
     stopped = trio.CancelScope()
     layers = [stopped]  # a signal ends the innermost layer that runs: during the start that is everything
     async with trio.open_nursery() as outer:
         outer.start_soon(partial(stop_on_signal, into=layers))
         await outer.start(server.serve, door.handle, door.events)
+        if options.listen is not None:
+            await listen_over_quic(identity, options.listen, options.advertise, door, outer)
         with stopped:
             opened = _open_own(options, cluster, files)
-            dialer = Dialer(options.data.path)
             first = await _gather(options, cluster, opened, dialer, door) if cluster.forming else None
             substrate = _substrate(options, cluster, opened, first, dialer, files)
-            await _lead(options, cluster, substrate, door, layers, ready)
+            await _lead(options, cluster, Leader(substrate, options.data, identity=identity), door, layers, ready)
         outer.cancel_scope.cancel()
+
+
+async def listen_over_quic(
+    identity: ClusterIdentity, where: tuple[str, int], advertise: str, door: Door, nursery: trio.Nursery
+) -> None:
+    """From now on others reach this metadata server by UDP, and tokens say where."""
+    if identity.member is None:
+        raise CommandError(
+            "this pool has no key to listen with: its cluster key is gone, or it was never started by this release. "
+            "Start it once without --listen."
+        )
+    server = await listening.listen(identity.member, where, joiners=True)
+    identity.addresses = (listening.told(server, advertise),)
+    await nursery.start(server.serve, door.handle, door.events)
+    log.info("listening on %s, known to others as %s", server.address, identity.addresses[0])
 
 
 def _open_own(options: MetadataOptions, cluster: ClusterFile, files: FileOps) -> drives.Opened:
@@ -175,7 +160,7 @@ async def _gather(
         alone = drives.first_map(options.data, opened.stores, bytes.fromhex(cluster.node), (k, m))
         own, own_nodes = alone.drives, alone.nodes
     gathering = Gathering(bytes.fromhex(cluster.cluster), dialer, (k, m), own)
-    door.commands = gathering.commands()
+    door.gather(gathering.commands())
     wanted = options.wait_for_drives or k + m
     while len(gathering.map(own_nodes).drives) < wanted:
         have = len(gathering.map(own_nodes).drives)
@@ -235,13 +220,13 @@ async def _find_root(options: MetadataOptions, substrate: Substrate) -> None:
 async def _lead(
     options: MetadataOptions,
     cluster: ClusterFile,
-    substrate: Substrate,
+    leader: Leader,
     door: Door,
     layers: list[trio.CancelScope],
     ready: Ready,
 ) -> None:
     """Three nurseries end one after another, as in `up`: workers, the metadata server, node and log."""
-    leader = Leader(substrate, options.data)
+    substrate = leader.substrate
     env = root_credential()
     try:
         async with trio.open_nursery() as low:

@@ -13,22 +13,29 @@ from pathlib import Path
 from typing import Any
 
 from trivium.admin.cli.connect import run
+from trivium.admin.datadir import default_data_dir
 from trivium.admin.errors import CommandError
 from trivium.admin.logs import configure
 from trivium.admin.processes.detach import announce, start_detached
+from trivium.metadata.reach import Reach
 
 CONNECT_S = 20.0
 
 
 @dataclass(frozen=True, slots=True)
 class MountOptions:
-    data: Path
+    reach: Reach
     mountpoint: Path
     bucket: str = ""
     read_only: bool = False
     allow_other: bool | None = None
     io_timeout: float | None = None
     log_file: Path | None = None
+
+    @property
+    def data(self) -> Path:
+        """Where its own files are: log, what was lost."""
+        return self.reach.directory
 
 
 def mount_in_background(options: MountOptions) -> None:
@@ -37,7 +44,7 @@ def mount_in_background(options: MountOptions) -> None:
 
     check_or_explain(check, options.mountpoint)
     log = options.log_file or _beside_log(options.data, options.mountpoint, "log")
-    arguments = ["mount", str(options.mountpoint), "--foreground", "--connect", str(options.data)]
+    arguments = ["mount", str(options.mountpoint), "--foreground", *options.reach.arguments]
     if options.bucket:
         arguments += ["--bucket", options.bucket]
     if options.read_only:
@@ -85,7 +92,7 @@ async def _serve(options: MountOptions) -> None:
 
     _beside_log(options.data, options.mountpoint, "lost").unlink(missing_ok=True)
     async with connect_pool(
-        options.data, client=client, io_timeout=options.io_timeout, connect_timeout=CONNECT_S
+        options.reach, client=client, io_timeout=options.io_timeout, connect_timeout=CONNECT_S
     ) as pool:
         await run_mount(
             pool.metadata,
@@ -150,7 +157,7 @@ def _served(pid: int, mountpoint: Path) -> Path | None:
     except OSError:
         return None
     for i in _places(words, [b"mount", os.fsencode(mountpoint), b"--foreground", b"--connect"]):
-        return Path(os.fsdecode(words[i + 4]))
+        return Reach.parse(os.fsdecode(words[i + 4]), "", default_data_dir()).directory
     return None
 
 

@@ -9,12 +9,13 @@ import time
 from pathlib import Path
 
 from trivium.admin.errors import CommandError
+from trivium.metadata.reach import Reach
 
 MAX_SOCKET_PATH = 107  # bytes: sun_path without its zero
 
 
 def serve_nbd(
-    data: Path,
+    reach: Reach,
     socket_path: Path,
     *,
     detach: bool,
@@ -33,13 +34,15 @@ def serve_nbd(
         remove_stale(str(socket_path))
     except VolumeError as error:
         raise CommandError(f"{error}; choose another --socket, or stop that process first.", 5) from None
+    data = reach.directory
+    (data / "run").mkdir(mode=0o700, parents=True, exist_ok=True)
     if detach and pid_file is None:
         pid_file = data / "run" / f"nbd-{hashlib.blake2b(str(socket_path).encode(), digest_size=4).hexdigest()}.pid"
     if pid_file is not None:
         pid_file.unlink(missing_ok=True)
     try:
         argv, env = command(
-            data, socket_path, read_only=read_only, takeover=takeover, threads=threads, pid_file=pid_file
+            reach, socket_path, read_only=read_only, takeover=takeover, threads=threads, pid_file=pid_file
         )
     except VolumeError as error:
         raise CommandError(str(error), 4) from None

@@ -1,6 +1,6 @@
 """trivium node: the drives of one directory behind a socket, a process of its own.
 
-    lock -> (first time: ask the pool who it is, format drives) -> open drives -> serve -> join -> ... -> stop
+    lock -> (first time: join the cluster, ask whose pool it is, format drives) -> open drives -> serve -> join -> stop
 
 A node that has drives needs nobody to start: it opens and serves them, so that a cold metadata server finds the root on
 them, and joins (its address may have changed) as soon as one answers. It keeps nothing but its drives and DIR/cluster,
@@ -20,19 +20,26 @@ from typing import Any
 
 import trio
 
-from trivium.admin import joining, logs, systemd
+from trivium.admin import joining, listening, logs, systemd
 from trivium.admin.cli.connect import admin_call
-from trivium.admin.datadir import ClusterFile, DataDir
+from trivium.admin.datadir import ClusterFile, DataDir, default_data_dir
 from trivium.admin.errors import CommandError
 from trivium.admin.lock import LifeLock
 from trivium.admin.processes import drives
+from trivium.admin.processes.nodedoor import NodeDoor
 from trivium.admin.processes.stopping import stop_on_signal
-from trivium.cluster.clock import ThreadExecutor
-from trivium.cluster.errors import ClusterError, InUse
+from trivium.admin.tokenjoin import join_and_store
+from trivium.cluster.clock import SystemClock, ThreadExecutor
+from trivium.cluster.errors import ClusterError, InUse, NotFound, Unavailable
 from trivium.cluster.files import FileOps, RealFiles
+from trivium.cluster.identity import keyfiles, statements
+from trivium.cluster.identity.keyfiles import Identity
+from trivium.cluster.identity.member import Member
+from trivium.cluster.identity.statements import Certificate, Role
 from trivium.cluster.node import Node
 from trivium.cluster.transport.unix import UnixServer
 from trivium.metadata.messages import MetadataError
+from trivium.metadata.reach import Reach
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +50,10 @@ Ready = Callable[[dict[str, Any]], None]
 @dataclass(frozen=True, slots=True)
 class NodeOptions:
     data: DataDir
-    connect: DataDir
+    connect: DataDir | None = None  # None: as the key file says, else the pool in the default directory
+    join: str = ""
+    listen: tuple[str, int] | None = None
+    advertise: str = ""
     drives: int | None = None
     domain: str = ""
     name: str = ""
@@ -55,6 +65,20 @@ class NodeOptions:
     @property
     def socket(self) -> Path:
         return self.data.run / "node.sock"
+
+    @property
+    def key_file(self) -> Path:
+        return self.data.keys / "node"
+
+    @property
+    def pool(self) -> DataDir:
+        """Where the metadata server is."""
+        if self.connect is None:
+            return self.data if self.key_file.exists() else DataDir(default_data_dir().absolute())
+        reach = self.connect.reach
+        if not reach.addresses:
+            return self.connect
+        return DataDir(self.data.path, Reach(self.data.path, reach.addresses, reach.identity or self.key_file))
 
     @property
     def called(self) -> str:
@@ -84,12 +108,18 @@ async def serve_node(options: NodeOptions, ready: Ready) -> int:
 
 
 async def _serve(options: NodeOptions, ready: Ready) -> None:
-    files = RealFiles()
+    files, clock = RealFiles(), SystemClock()
     cluster = options.data.read()
     fresh = cluster is None or cluster.forming
+    own = await _own_key(options)
     if cluster is None or cluster.forming:
-        cluster = await _begin(options, files, cluster)
+        cluster = await _begin(options, files, cluster, own)
     identity, node_id = bytes.fromhex(cluster.cluster), bytes.fromhex(cluster.node)
+    if own is not None and own.cluster != identity:
+        raise CommandError(
+            f"{options.key_file} is of cluster {own.cluster.hex()[:8]}, the drives in {options.data.path} belong to "
+            f"{cluster.cluster[:8]}: put the right key there, or choose another --data."
+        )
     try:
         opened = drives.open_drives(options.data, files, identity, node_id, strangers=True)
     except InUse as error:
@@ -105,18 +135,18 @@ async def _serve(options: NodeOptions, ready: Ready) -> None:
         make_path=lambda path: drives.absolute(options.data, path),
         absent=opened.absent,
     )
-    server = UnixServer(str(options.socket), mode=int(options.socket_mode, 8), group=options.socket_group)
-    joined = trio.Event()
-    facts = {"node": cluster.node, "drives": len(opened.stores), "pid": os.getpid(), "socket": str(options.socket)}
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(stop_on_signal, nursery.cancel_scope)
-            await nursery.start(server.serve, node.handle)
-            nursery.start_soon(_join, options, node_id, joined)
+            member = Member(own, clock) if own is not None else None
+            addresses = await _listen(options, NodeDoor(node, member), member, nursery)
+            joined = trio.Event()
+            nursery.start_soon(_join, options, node_id, addresses, joined)
             if fresh:
                 await joined.wait()
-            log.info("node %s serves %d drives on %s", options.called, len(opened.stores), options.socket)
+            log.info("node %s serves %d drives on %s", options.called, len(opened.stores), ", ".join(addresses))
             systemd.notify("READY=1")
+            facts = {"node": cluster.node, "drives": len(opened.stores), "pid": os.getpid(), "addresses": addresses}
             ready(facts)
     finally:
         systemd.notify("STOPPING=1")
@@ -124,13 +154,66 @@ async def _serve(options: NodeOptions, ready: Ready) -> None:
             await node.aclose()
 
 
-async def _begin(options: NodeOptions, files: FileOps, unfinished: ClusterFile | None) -> ClusterFile:
-    """The first start: drives of the pool that answers at --connect. Nothing counts before `forming` is cleared."""
-    answer = await _until_answered(options, joining.HELLO, {})
+async def _own_key(options: NodeOptions) -> Identity | None:
+    """The key in DIR/keys/node, made by --join when there is none; None for a node of this host alone."""
+    path = options.key_file
+    if options.join and not path.exists():
+        await _join_cluster(options, path)
+    try:
+        own = keyfiles.load_identity(path)
+    except NotFound:
+        return None
+    if not own.tls or Role.NODE not in statements.peek(Certificate, own.statement).roles:
+        raise CommandError(f"{path} is no node's key: make a token with `trivium cluster token create --role node`.")
+    return own
+
+
+async def _join_cluster(options: NodeOptions, path: Path) -> None:
+    """Wait for a metadata server; a token that does not count is an error."""
+    said = ""
+    while True:
+        try:
+            joined, made = await join_and_store(options.connect, options.join, options.called, path.parent)
+            break
+        except Unavailable as error:
+            if str(error) != said:
+                said = str(error)
+                log.warning("waiting for the metadata server: %s", said)
+            await trio.sleep(RETRY_S)
+    if made != path:
+        raise CommandError("this token is for a client: make one with `trivium cluster token create --role node`.")
+    log.info("joined cluster %s as %s", joined.cluster.hex()[:8], joined.name)
+
+
+async def _listen(
+    options: NodeOptions, door: NodeDoor, member: Member | None, nursery: trio.Nursery
+) -> list[str]:
+    """Serve on the Unix socket and, with a key, over QUIC. Answers the addresses for the map, local ones first."""
+    server = UnixServer(str(options.socket), mode=int(options.socket_mode, 8), group=options.socket_group)
+    await nursery.start(server.serve, door.handle)
+    addresses = [f"unix:{options.socket}"]
+    if member is None:
+        if options.listen is not None:
+            raise CommandError(
+                f"to listen, a node needs a key: there is none at {options.key_file}. Get a token from the operator "
+                "(trivium cluster token create --role node) and give it with --join TOKEN."
+            )
+        return addresses
+    quic = await listening.listen(member, options.listen or ("0.0.0.0", listening.NODE_PORT), needs_grant=True)
+    await nursery.start(quic.serve, door.handle)
+    addresses.append(listening.told(quic, options.advertise, options.pool.reach.addresses or member.identity.addresses))
+    return addresses
+
+
+async def _begin(
+    options: NodeOptions, files: FileOps, unfinished: ClusterFile | None, own: Identity | None
+) -> ClusterFile:
+    """The first start: whose drives will these be? Make them, and remember it."""
     data = options.data
-    if unfinished is not None and unfinished.cluster != answer["cluster"]:
+    cluster = own.cluster.hex() if own else (await _until_answered(options, joining.HELLO, {}))["cluster"]
+    if unfinished is not None and unfinished.cluster != cluster:
         raise CommandError(f"{data.path} was begun for another pool ({unfinished.cluster[:8]}): choose another.")
-    fresh = unfinished or ClusterFile(answer["cluster"], secrets.token_hex(16), "", forming=True)
+    fresh = unfinished or ClusterFile(cluster, secrets.token_hex(16), "", forming=True)
     data.write(fresh)
     there = len([path for path in data.drives.iterdir() if path.is_dir()])
     try:
@@ -142,11 +225,11 @@ async def _begin(options: NodeOptions, files: FileOps, unfinished: ClusterFile |
     return data.formed(fresh)
 
 
-async def _join(options: NodeOptions, node: bytes, joined: trio.Event) -> None:
+async def _join(options: NodeOptions, node: bytes, addresses: list[str], joined: trio.Event) -> None:
     said = {
         "node": node,
         "name": options.called,
-        "addresses": [f"unix:{options.socket}"],
+        "addresses": addresses,
         "domain": options.domain or f"default/{options.called}",
     }
     answer = await _until_answered(options, joining.JOIN, said)
@@ -159,7 +242,7 @@ async def _until_answered(options: NodeOptions, command: str, arguments: dict[st
     said = ""
     while True:
         try:
-            return await admin_call(options.connect, command, **arguments)
+            return await admin_call(options.pool, command, **arguments)
         except (CommandError, ClusterError, MetadataError) as error:
             if str(error) != said:
                 said = str(error)

@@ -44,7 +44,7 @@ async def serve_s3(options: S3Options, ready: Callable[[dict[str, Any]], None]) 
         raise CommandError(f"cannot listen on {host}:{port}: {error.strerror or error}; choose another.") from None
     port = listeners[0].socket.getsockname()[1]
     endpoint = f"http://{'[' + host + ']' if ':' in host else host}:{port}"
-    async with connect_pool(options.data.path, client=f"s3 {host}:{port}", connect_timeout=CONNECT_S) as pool:
+    async with connect_pool(options.data.reach, client=f"s3 {host}:{port}", connect_timeout=CONNECT_S) as pool:
         gateway = Gateway(
             pool.metadata,
             pool.chunks,

@@ -27,17 +27,14 @@ from trivium.admin.datadir import ClusterFile, DataDir
 from trivium.admin.errors import CommandError
 from trivium.admin.lock import LifeLock
 from trivium.admin.processes import drives
+from trivium.admin.processes.door import Door
 from trivium.admin.processes.lead import Leader
 from trivium.admin.processes.substrate import Substrate
 from trivium.cluster.clock import SystemClock, ThreadExecutor
 from trivium.cluster.errors import ClusterError, InUse, NoSpace
 from trivium.cluster.files import RealFiles
-from trivium.cluster.identity.refusals import NotAdmitted, Reason
 from trivium.cluster.pacing import FLOOR_BYTES_S
-from trivium.cluster.transport.interface import Peer, Reply
 from trivium.cluster.transport.unix import UnixServer
-from trivium.cluster.wire import Service
-from trivium.metadata.rights import access_of
 
 log = logging.getLogger(__name__)
 
@@ -192,24 +189,6 @@ def _open_substrate(options: UpOptions, cluster: ClusterFile) -> Substrate:
     )
 
 
-def _handler(leader: Leader) -> Callable[..., Any]:
-    """Node, metadata and identity messages over one socket. Nobody from elsewhere gets here without a key."""
-
-    async def handle(peer: Peer, service: int, body: bytes, payload: memoryview) -> Reply:
-        access = access_of(peer)
-        if access is None and not peer.local:
-            raise NotAdmitted(Reason.UNKNOWN_KEY, "this connection has not said who it is")
-        if service == Service.IDENTITY:
-            return await leader.identity.handle(peer, body)
-        if access is not None and service != Service.METADATA:
-            access.allow_node(body)
-        if service == Service.METADATA:
-            return await leader.server.handle(peer, service, body, payload)
-        return await leader.substrate.node.handle(peer, service, body, payload)
-
-    return handle
-
-
 async def _serve_faces(
     options: UpOptions,
     leader: Leader,
@@ -222,7 +201,9 @@ async def _serve_faces(
 
     endpoints: dict[str, str] = {}
     server = UnixServer(str(options.data.socket), mode=int(options.socket_mode, 8), group=options.socket_group)
-    await nursery.start(server.serve, _handler(leader), leader.server.events)
+    door = Door(leader.identity)
+    door.open(leader)
+    await nursery.start(server.serve, door.handle, door.events)
     if listeners:
         gateway = Gateway(
             leader.client,

@@ -28,6 +28,7 @@ NODE_RIGHTS: dict[str, Right] = {
     "read": Right.READ,
     "open": Right.READ,
     "verify": Right.READ,
+    "ping": Right.READ,  # who answers?
     "log_stat": Right.READ,
     "log_read": Right.READ,
     "put": Right.WRITE,

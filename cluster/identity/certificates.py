@@ -27,6 +27,7 @@ from trivium.cluster.identity.statements import Role
 
 DOMAIN = "trivium"
 CERTIFICATE_MAX = 4096
+ISSUER = x509.ObjectIdentifier(f"2.25.{int.from_bytes(b'trivium')}.1")  # the public key of the cluster, as 33 bytes
 _BEGIN = datetime.datetime(2020, 1, 1)
 _END = datetime.datetime(2120, 1, 1)
 
@@ -73,6 +74,7 @@ def server_certificate(
             x509.AuthorityKeyIdentifier.from_issuer_public_key(cluster_key.public.native),
             critical=False,
         )
+        .add_extension(x509.UnrecognizedExtension(ISSUER, cluster_key.public.raw), critical=False)
     )
     return builder.sign(cluster_key.native, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
@@ -99,6 +101,18 @@ def verify_server(leaf_der: bytes, pins: Iterable[PublicKey], role: Role | None 
     if role is not None and role not in found.roles:
         raise NotAdmitted(Reason.MISSING_RIGHT, f"the server is no {role.value} server")
     return found
+
+
+def claimed_issuer(leaf_der: bytes) -> PublicKey:
+    """The cluster's key as the leaf itself names it: worth nothing until its fingerprint is one that is known."""
+    if len(leaf_der) > CERTIFICATE_MAX:
+        raise NotAdmitted(Reason.MALFORMED, "the server's certificate is too large")
+    leaf = _load(lambda: x509.load_der_x509_certificate(leaf_der))
+    try:
+        extension = leaf.extensions.get_extension_for_oid(ISSUER).value
+    except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError):
+        raise NotAdmitted(Reason.MALFORMED, "the server's certificate does not name the cluster's key") from None
+    return PublicKey.load(extension.public_bytes())
 
 
 def _identity(leaf: x509.Certificate) -> ServerIdentity:

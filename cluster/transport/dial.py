@@ -29,10 +29,10 @@ Dial = Callable[[str], Awaitable[Connection]]
 
 
 class Dialer:
-    """Connects to addresses. `directory`: what relative Unix paths are relative to."""
+    """Connects to addresses. `directory`: what relative Unix paths are relative to; `local`: whether to use any."""
 
-    def __init__(self, directory: str | os.PathLike[str] = "") -> None:
-        self._directory = os.fspath(directory)
+    def __init__(self, directory: str | os.PathLike[str] = "", *, local: bool = True) -> None:
+        self._directory, self._local = os.fspath(directory), local
         self._schemes: dict[str, Dial] = {UNIX: self._unix}
 
     def register(self, scheme: str, dial: Dial) -> None:
@@ -51,7 +51,9 @@ class Dialer:
     async def node(self, node: bytes, addresses: Sequence[str]) -> Connection:
         """A connection to this node, by the first of its addresses that answers as it."""
         failures = []
-        for address in sorted(addresses, key=lambda address: not address.startswith(UNIX + ":")):
+        unix = [address for address in addresses if address.startswith(UNIX + ":")]
+        others = [address for address in addresses if address not in unix]
+        for address in (*unix, *others) if self._local or not others else others:
             try:
                 connection = await self.dial(address)
                 if (found := (await who(connection)).node) == node:

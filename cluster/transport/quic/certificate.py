@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from cryptography import x509
@@ -24,6 +25,9 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import NameOID
 
 from trivium.cluster.errors import Refused
+
+ServerCheck = Callable[[bytes], object]
+"""Gets the server's certificate (DER) once the handshake is complete; Refused says why it is not the wanted server."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,3 +88,16 @@ def pin_of(certificate: x509.Certificate) -> bytes:
 
 def pin_of_der(der: bytes) -> bytes:
     return pin_of(x509.load_der_x509_certificate(der))
+
+
+def pinned(pins: Collection[bytes]) -> ServerCheck:
+    """Any server whose public key has one of these pins. Refused without a pin."""
+    if not pins:
+        raise Refused("a QUIC client needs the pin of the server's key")
+    known = frozenset(pins)
+
+    def check(der: bytes) -> None:
+        if pin_of_der(der) not in known:
+            raise Refused("the server does not hold the cluster's key (another cluster, or somebody in between)")
+
+    return check

@@ -35,7 +35,7 @@ from trivium.cluster.transport.interface import Buffer, Reply
 from trivium.cluster.transport.quic.address import PATH_DATAGRAM_BYTES, Endpoint, QuicAddress, is_loopback
 from trivium.cluster.transport.quic.assembly import Frame, FrameReader
 from trivium.cluster.transport.quic.budget import Budget
-from trivium.cluster.transport.quic.certificate import pin_of_der
+from trivium.cluster.transport.quic.certificate import ServerCheck, pinned
 from trivium.cluster.transport.quic.endpoint import UdpEndpoint
 from trivium.cluster.transport.quic.engine import (
     Engine,
@@ -94,20 +94,21 @@ class ClientLink(Link):
     """The client's half: pins, HELLO, the server's announcements."""
 
     def __init__(
-        self, engine: Engine, remote: Endpoint, driver: Driver, clock: Callable[[], float], pins: Collection[bytes]
+        self, engine: Engine, remote: Endpoint, driver: Driver, clock: Callable[[], float], check: ServerCheck
     ) -> None:
         super().__init__(engine, remote, driver, clock)
         self.connected = trio.Event()
-        self._pins = pins
+        self._check = check
         self._pinged_at = self.heard_at
         self.keepalive_s = KEEPALIVE_S
         self.silence_s = SILENCE_S
 
     def on_connected(self) -> None:
-        der = self.engine.peer_certificate()
-        if der is None or pin_of_der(der) not in self._pins:
-            self.close(VIOLATION, Refused(f"the server at {self.remote[0]} port {self.remote[1]} does not hold the "
-                                          "cluster's key (another cluster, or somebody in between)"), "not pinned")
+        try:
+            self._check(self.engine.peer_certificate() or b"")
+        except (Refused, ValueError) as error:
+            where = f"{self.remote[0]} port {self.remote[1]}"
+            self.close(VIOLATION, Refused(f"the server at {where} is not believed: {error}"), "not pinned")
             return
         self.connected.set()
 
@@ -175,7 +176,7 @@ class QuicConnection:
     def __init__(
         self,
         address: str,
-        pins: Collection[bytes],
+        server: Collection[bytes] | ServerCheck,
         *,
         engine: str | None = None,
         hello: ClientHello = no_hello,
@@ -187,10 +188,9 @@ class QuicConnection:
         silence_s: float = SILENCE_S,
         clock: Callable[[], float] | None = None,
     ) -> None:
-        if not pins:
-            raise Refused("a QUIC client needs the pin of the server's key")
+        """`server`: pins of which its key must have one, or what looks at its certificate."""
+        self._check = server if callable(server) else pinned(server)
         self.address = QuicAddress.parse(address)
-        self._pins = frozenset(pins)
         self._engine = engine or default_engine()
         self._hello = hello
         self._limits = limits
@@ -202,6 +202,18 @@ class QuicConnection:
         self._clock = clock or trio.current_time
         self._route: _Route | None = None
         self._closed = False
+
+    @property
+    def connected(self) -> bool:
+        """There is a connection now that has passed HELLO."""
+        route = self._route
+        return route is not None and route.ready.is_set() and route.usable
+
+    @property
+    def broken(self) -> bool:
+        """The last attempt was refused: another address of this peer may do, this connection does not mend itself."""
+        route = self._route
+        return route is not None and isinstance(route.failure, Refused)
 
     async def request(
         self, service: Service, body: bytes, payload: Buffer | Sequence[Buffer] = b"", *, reserve: int = 0
@@ -315,7 +327,7 @@ class QuicConnection:
             return touched
 
         endpoint = UdpEndpoint(udp, take_in, self._clock)
-        link = ClientLink(engine, remote, endpoint, self._clock, self._pins)
+        link = ClientLink(engine, remote, endpoint, self._clock, self._check)
         link.keepalive_s, link.silence_s = self._keepalive_s, self._silence_s
         touched.append(link)
         engine.connect(remote, self._clock())

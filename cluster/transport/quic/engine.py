@@ -10,6 +10,7 @@ import hashlib
 import hmac
 import importlib.util
 import io
+import os
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
@@ -20,6 +21,7 @@ from trivium.cluster.transport.quic.certificate import ServerCertificate
 ALPN = "trivium/1"
 CID_BYTES = 8
 ENGINES = ("qh3", "aioquic")  # the order of preference
+CHOICE = "TRIVIUM_QUIC_ENGINE"  # environment variable: the engine of all connections of this process
 STREAM_WINDOW_BYTES = 4 << 20
 CONNECTION_WINDOW_BYTES = 16 << 20
 
@@ -112,7 +114,12 @@ def available_engines() -> tuple[str, ...]:
 
 
 def default_engine() -> str:
-    return available_engines()[0]
+    """The one that the environment names, else the best that is installed. Refused when there is none of that name."""
+    there, chosen = available_engines(), os.environ.get(CHOICE, "")
+    if chosen and chosen not in there:
+        known = f"choose one of {', '.join(ENGINES)}" if chosen not in ENGINES else "it is not installed"
+        raise Refused(f"there is no QUIC engine {chosen!r} ({CHOICE}); {known}")
+    return chosen or there[0]
 
 
 def make_engine(name: str, options: EngineOptions) -> Engine:

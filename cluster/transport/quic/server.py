@@ -24,7 +24,7 @@ from trivium.cluster.transport.quic.engine import (
 )
 from trivium.cluster.transport.quic.hello import Verifier, welcome_everybody
 from trivium.cluster.transport.quic.link import Link
-from trivium.cluster.transport.quic.serving import ServerLink, Service
+from trivium.cluster.transport.quic.serving import Admitted, ServerLink, Service, let_in
 from trivium.cluster.transport.quic.udp import UdpSocket
 
 log = logging.getLogger(__name__)
@@ -42,6 +42,7 @@ class QuicServer:
         *,
         engine: str | None = None,
         verify: Verifier = welcome_everybody,
+        admitted: Admitted = let_in,
         limits: Limits = DEFAULT_LIMITS,
         budget_bytes: int = 64 << 20,
         datagram_bytes: int | None = None,
@@ -59,6 +60,7 @@ class QuicServer:
         self._certificate = certificate
         self._engine = engine or default_engine()
         self._verify = verify
+        self._admitted = admitted
         self._limits = limits
         self._budget_bytes = budget_bytes
         self._datagram_bytes = datagram_bytes
@@ -74,6 +76,11 @@ class QuicServer:
         self._by_cid: dict[bytes, ServerLink] = {}
         self._cids: dict[ServerLink, set[bytes]] = {}
         self._half_open = 0
+
+    def certify(self, certificate: ServerCertificate) -> None:
+        """Show another certificate from now on; what is open stays."""
+        certificate.check()
+        self._certificate = certificate
 
     @property
     def connections(self) -> int:
@@ -117,6 +124,7 @@ class QuicServer:
             self._limits,
             self._budget_bytes,
             hello_timeout_s=self._hello_timeout_s,
+            admitted=self._admitted,
         )
         self._endpoint = UdpEndpoint(self._udp, self._take_in, self._clock)
         try:

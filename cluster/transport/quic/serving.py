@@ -48,6 +48,13 @@ log = logging.getLogger(__name__)
 MAX_ERROR_TEXT_BYTES = 4096
 LINGER_S = 1.0
 
+Admitted = Callable[[Peer, Callable[[str], None]], Callable[[], None]]
+"""(peer, close) -> gone: hears of each connection that was let in, may end it with a reason, and hears of its end."""
+
+
+def let_in(peer: Peer, close: Callable[[str], None]) -> Callable[[], None]:
+    return lambda: None
+
 
 @dataclass(frozen=True, slots=True)
 class Service:
@@ -61,6 +68,7 @@ class Service:
     streams: int = 96  # the engines allow a peer 100 at once
     reserve_bytes: int = 512 << 10
     hello_timeout_s: float = 10.0
+    admitted: Admitted = let_in
 
 
 @dataclass(slots=True)
@@ -167,6 +175,7 @@ class ServerLink(Link):
         self._hello_until = clock() + service.hello_timeout_s
         self._dropped: set[int] = set()
         self.on_welcome: Callable[[], None] = lambda: None
+        self._gone: Callable[[], None] = lambda: None  # tells who heard that this connection was let in
 
     # ---- what the engine calls
 
@@ -276,6 +285,10 @@ class ServerLink(Link):
             return
         self.peer = Peer(address, local=False, attributes=dict(admission.attributes))
         self.on_welcome()
+        self._gone = service.admitted(self.peer, self._turn_away)
+        if self.over is not None:  # turned away at once
+            self._gone()
+            return
         limits = service.limits
         welcome = Welcome(
             service.budget_bytes, service.streams, limits.body_bytes, limits.payload_bytes, service.reserve_bytes,
@@ -382,5 +395,12 @@ class ServerLink(Link):
             await stream.more_credit.wait()
         scope.cancel()
 
+    def _turn_away(self, reason: str) -> None:
+        """The peer is not welcome any more."""
+        self.close(VIOLATION, Unavailable(reason), reason)
+
     def end(self, error: ClusterError) -> None:
+        first = self.over is None
         super().end(error if isinstance(error, Unavailable) else Unavailable(str(error)))
+        if first:
+            self._gone()

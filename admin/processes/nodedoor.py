@@ -1,0 +1,68 @@
+"""What a node answers, to whom: its drives' messages by right, what the metadata server tells it about others.
+
+Invariants
+1. Nobody from elsewhere is answered without a key of the cluster and, unless it is a metadata server, without a grant.
+2. Who is revoked is learnt from metadata servers only, by their signature, whoever carries it.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import msgspec
+
+from trivium.admin.processes.door import known
+from trivium.cluster.identity import messages
+from trivium.cluster.identity.access import Access
+from trivium.cluster.identity.member import Member
+from trivium.cluster.identity.refusals import NotAdmitted, Reason
+from trivium.cluster.identity.statements import Role
+from trivium.cluster.node import Node
+from trivium.cluster.transport.interface import Peer, Reply
+from trivium.cluster.wire import Service
+
+log = logging.getLogger(__name__)
+
+ACCEPTED = messages.encode(messages.Accepted())
+
+
+class NodeDoor:
+    """`member`: None for a node without a key, which only this host's processes reach."""
+
+    def __init__(self, node: Node, member: Member | None) -> None:
+        self._node, self._member = node, member
+
+    async def handle(self, peer: Peer, service: int, body: bytes, payload: memoryview) -> Reply:
+        access = known(peer)
+        if service == Service.IDENTITY:
+            self._identity(access, body)
+            return Reply(ACCEPTED)
+        if access is not None:
+            access.allow_node(body)
+        return await self._node.handle(peer, service, body, payload)
+
+    def _identity(self, access: Access | None, body: bytes) -> None:
+        try:
+            request = messages.decode_request(body)
+        except (msgspec.MsgspecError, ValueError):
+            raise NotAdmitted(Reason.MALFORMED, "this is no message about identity") from None
+        match request:
+            case messages.Present():
+                if access is not None:
+                    access.renew(request.grant)
+            case messages.Learn():
+                if access is not None and not access.holder().has(Role.METADATA):
+                    raise NotAdmitted(Reason.MISSING_RIGHT, f"{access.holder().name} is no metadata server")
+                if self._member is not None:
+                    self._learn(self._member, request)
+            case _:
+                raise NotAdmitted(Reason.MISSING_RIGHT, "a node lets nobody join: ask the metadata server")
+
+    @staticmethod
+    def _learn(member: Member, request: messages.Learn) -> None:
+        for handover in request.handovers:
+            member.trust.hand_over(handover)
+        member.trust.learn(request.revocations)
+        closed = member.connections.check()
+        if closed:
+            log.info("%d connections were closed: their keys are revoked or their sessions have ended", closed)

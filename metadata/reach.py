@@ -1,0 +1,148 @@
+"""How a process reaches a pool: by the Unix socket of a data directory, or by QUIC with a key.
+
+    Reach (what --connect and --identity say, a value) --Way--> connections to metadata server and nodes
+
+    a directory with run/trivium.sock                 the Unix socket (this host)
+    a directory with keys/client or keys/node         QUIC, to the addresses that the key file has
+    HOST:PORT[,HOST:PORT]                             QUIC, with the key file of the directory, or --identity
+
+Invariants
+1. Local first: the socket is used where it is there, unless TRIVIUM_TRANSPORT=quic says otherwise.
+2. A client shows its newest grant on each connection to a node, at the latest half way to its end.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from trivium.cluster.clock import Clock
+from trivium.cluster.errors import Refused, Unavailable
+from trivium.cluster.identity import keyfiles
+from trivium.cluster.identity.member import Member
+from trivium.cluster.transport.dial import Dialer
+from trivium.cluster.transport.interface import Connection
+from trivium.cluster.transport.quic import QuicAddress
+from trivium.cluster.transport.unix import UnixConnection
+
+TRANSPORT = "TRIVIUM_TRANSPORT"  # environment variable; "quic": not even this host's sockets
+KEY_FILES = ("client", "node")
+PRESENT_S = 15.0  # a grant lasts 60 s
+_ADDRESS = re.compile(r"(quic:)?(\[[0-9A-Fa-f:.]+\]|[^:/\[\]\s]+):\d{1,5}")
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """`directory`: of the pool on this host, else of this client: its key, its logs. The rest overrides what it has."""
+
+    directory: Path
+    addresses: tuple[str, ...] = ()  # quic:HOST:PORT of metadata servers
+    identity: Path | None = None
+
+    @classmethod
+    def parse(cls, text: str, identity: str, default: Path) -> Reach:
+        """What --connect and --identity say. Refused."""
+        key = Path(os.path.abspath(identity)) if identity else None
+        parts = [part.strip() for part in text.split(",")] if text else []
+        if parts and all(_ADDRESS.fullmatch(part) for part in parts) and not os.path.isdir(text):
+            addresses = tuple(str(QuicAddress.parse("quic:" + part.removeprefix("quic:"))) for part in parts)
+            return cls(default, addresses, key)
+        return cls(Path(os.path.abspath(text)) if text else default, (), key)
+
+    @property
+    def socket(self) -> Path:
+        return self.directory / "run" / "trivium.sock"
+
+    @property
+    def local(self) -> bool:
+        """By the Unix socket, whether or not somebody listens there now."""
+        if self.addresses or self.identity is not None:
+            return False
+        return (self.socket.exists() and not quic_only()) or self.key_file is None
+
+    @property
+    def key_file(self) -> Path | None:
+        if self.identity is not None:
+            return self.identity
+        return next((path for name in KEY_FILES if (path := self.directory / "keys" / name).exists()), None)
+
+    @property
+    def there(self) -> bool:
+        """Something can be tried."""
+        return self.socket.exists() if self.local else self.key_file is not None
+
+    @property
+    def arguments(self) -> list[str]:
+        """The same for another process's command line."""
+        where = ",".join(self.addresses) if self.addresses else str(self.directory)
+        return ["--connect", where, *(["--identity", str(self.identity)] if self.identity is not None else [])]
+
+    def __str__(self) -> str:
+        return ", ".join(self.addresses) if self.addresses else str(self.directory)
+
+
+def quic_only() -> bool:
+    return os.environ.get(TRANSPORT, "") == "quic"
+
+
+class Way:
+    """A process's connections into a pool."""
+
+    def __init__(self, reach: Reach, clock: Clock) -> None:
+        self._reach, self._clock = reach, clock
+        self._member: Member | None = None
+        self._addresses: tuple[str, ...] = ()
+        self._next, self._session = 0, 0
+        self._news = trio.Event()
+        self.dialer = Dialer(reach.directory, local=not quic_only())
+        self.dialer.register("quic", self._node)
+        if not reach.local:
+            self._load()
+
+    def _load(self) -> None:
+        path = self._reach.key_file
+        if path is None:
+            raise Refused(
+                f"there is no key in {self._reach.directory / 'keys'} to reach {self._reach} with; "
+                "`trivium cluster join TOKEN` makes one, --identity names another"
+            )
+        identity = keyfiles.load_identity(path)
+        self._member = Member(identity, self._clock)
+        self._addresses = self._reach.addresses or tuple(a for a in identity.addresses if a.startswith("quic:"))
+        if not self._addresses:
+            raise Refused(f"{path} has no address of the metadata server; name it with --connect HOST:PORT")
+
+    async def metadata(self) -> Connection:
+        """To the metadata server; another of its addresses each time that it is asked for."""
+        await trio.lowlevel.checkpoint()
+        if self._member is None:
+            return UnixConnection(str(self._reach.socket))
+        address = self._addresses[self._next % len(self._addresses)]
+        self._next += 1
+        return self._member.metadata(address)
+
+    async def _node(self, rest: str) -> Connection:
+        if self._member is None:
+            raise Unavailable("this process has no key for nodes on other hosts")
+        return await self._member.dial(rest)
+
+    def granted(self, session: int, grant: bytes) -> None:
+        """The metadata server has given this grant to the session. Those of an earlier session are worth nothing."""
+        if self._member is not None and grant:
+            self._member.grant = grant
+            if session != self._session:
+                self._session = session
+                self._news.set()
+
+    async def keep_presenting(self) -> None:
+        """Show newer grants to the nodes that are connected, while the process lives."""
+        while True:
+            with trio.move_on_after(PRESENT_S):
+                await self._news.wait()
+            self._news = trio.Event()
+            if self._member is not None and self._member.grant:
+                await self._member.present()
