@@ -113,13 +113,12 @@ class Cluster(SystemPool):
         self.kinds[name] = host, kind, toml
         command = self.network.command(host, [TRIVIUM, kind, "--config", str(self.root / f"{name}.toml")])
         with (self.root / f"{name}.log").open("ab") as log:
-            env = self.env | {"NOTIFY_SOCKET": str(notify)} | self.env_of(name)
+            env = self.process_env(name) | {"NOTIFY_SOCKET": str(notify)}
             process = subprocess.Popen(command, env=env, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
         self.running[name] = Running(host, process, told)
 
-    def env_of(self, name: str) -> dict[str, str]:
-        """What the environment of one process has beside that of all."""
-        return {}
+    def process_env(self, name: str) -> dict[str, str]:
+        return self.env
 
     def begin_again(self, *names: str) -> None:
         for name in names:
@@ -273,8 +272,10 @@ class QuicHosts(Cluster):
     def engine(self, name: str) -> str:
         return self.engine_of.setdefault(name, self.engines[len(self.engine_of) % len(self.engines)])
 
-    def env_of(self, name: str) -> dict[str, str]:
-        return {"TRIVIUM_TRANSPORT": "quic", "TRIVIUM_QUIC_ENGINE": self.engine(name)}
+    def process_env(self, name: str) -> dict[str, str]:
+        env = self.env | {"TRIVIUM_TRANSPORT": "quic", "TRIVIUM_QUIC_ENGINE": self.engine(name)}
+        del env["TRIVIUM_CONNECT"]  # only the operator reaches into the metadata server's directory
+        return env
 
     def form(self, hosts: Sequence[str] = ("h0", "h1", "h2")) -> None:
         for host in ("meta", *hosts, "web0", "web1", "desk"):
@@ -317,7 +318,7 @@ class QuicHosts(Cluster):
 
     def on(self, host: str, name: str, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """The product's command line on another host than the operator's."""
-        environment = [f"{key}={value}" for key, value in self.env_of(name).items()]
+        environment = [f"{key}={value}" for key, value in self.process_env(name).items() if key.startswith("TRIVIUM_")]
         command = ["env", "-u", "TRIVIUM_CONNECT", *environment, TRIVIUM, *arguments]
         return SystemPool.run(self, *self.network.command(host, command), check=check)
 
