@@ -23,9 +23,9 @@ from trivium.admin.waitingrows import Rows, WaitingRows
 from trivium.cluster.clock import Clock
 from trivium.cluster.errors import NotFound, Refused, Unavailable
 from trivium.cluster.identity import certificates, keyfiles, messages, statements, tokens
-from trivium.cluster.identity.access import Access, common
+from trivium.cluster.identity.access import Access
 from trivium.cluster.identity.keyfiles import ClusterKey, ClusterKeys, Identity
-from trivium.cluster.identity.keys import PrivateKey
+from trivium.cluster.identity.keys import PrivateKey, PublicKey, member_id
 from trivium.cluster.identity.member import Member
 from trivium.cluster.identity.refusals import NotAdmitted, Reason
 from trivium.cluster.identity.registry import Connections
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 NEWS_S = 1.0  # how old the clock in it may be
+GUEST_S = 86_400
 SERVER_ROLES = (Role.METADATA, Role.NODE)
 
 
@@ -108,7 +109,7 @@ class ClusterIdentity:
         if isinstance(waiting, WaitingRows) and self._rows:
             await waiting.move(rows)
             await self._load_revocations()
-        server.issue_grant = self.issue_grant
+        server.issue_grant, server.issue_guest_grant = self.issue_grant, self.issue_guest_grant
         server.on_session_gone = lambda session: self._ended(session)
 
     async def begin(self, rows: Rows) -> None:
@@ -200,7 +201,7 @@ class ClusterIdentity:
 
     # ---- what is signed -------------------------------------------------------------------------------------
 
-    def _joined(self, member: said.MemberInfo) -> messages.Joined:
+    def _joined(self, member: said.MemberInfo, expires_ns: int = 0) -> messages.Joined:
         signer = self._signer()
         roles = tuple(Role(role) for role in member.roles)
         certificate = Certificate(
@@ -212,6 +213,7 @@ class ClusterIdentity:
             member.rights,
             member.pools,
             member.issued,
+            expires_ns,
         )
         listens = Role.NODE in roles or Role.METADATA in roles
         tls = b""
@@ -233,25 +235,25 @@ class ClusterIdentity:
 
     def issue_grant(self, access: Access, session: int) -> bytes:
         """For 60 s by this server's clock; renewed by each heartbeat."""
-        certificate, own = access.holder(), self.own
+        held = access.holder()
+        return self._grant(session, held.member, held.rights, held.pools)
+
+    def issue_guest_grant(self, member: bytes, session: int) -> bytes:
+        return self._grant(session, member, int(FULL), ALL_POOLS)
+
+    def _grant(self, session: int, member: bytes, rights: int, pools: tuple[int, ...]) -> bytes:
+        own, now = self.own, self._clock.wall_ns()
         if own is None:
             return b""
-        now = self._clock.wall_ns()
         self.trust.clock.heard(now)
-        body = Grant(
-            self._cluster,
-            session,
-            certificate.member,
-            certificate.rights,
-            common(certificate.pools, ALL_POOLS),
-            now,
-            now + GRANT_S * S,
-            own.statement,
-        )
+        body = Grant(self._cluster, session, member, rights, pools, now, now + GRANT_S * S, own.statement)
         return statements.sign(own.key, body)
 
     def news(self) -> bytes:
-        """What nodes are to hear with each heartbeat: who is revoked, what time it is, which keys count."""
+        """What nodes are to hear with each heartbeat: who is revoked, what time it is, which keys count. Empty without
+        a key to sign it with."""
+        if self.own is None:
+            return b""
         now_s, what = self._clock.boot_s(), (self.trust.version, self.trust.ended, len(self._rows))
         if self._news is None or self._news[0] != what or now_s - self._news[1] > NEWS_S:
             self._news = (what, now_s, messages.encode(self.learn_message()))
@@ -288,13 +290,14 @@ class ClusterIdentity:
                 return Reply(messages.encode(await self._join(request)))
             case messages.Reissue():
                 return Reply(messages.encode(await self._reissue(_needed(access))))
+            case messages.Introduce():
+                if access is not None:
+                    raise NotAdmitted(Reason.MISSING_RIGHT, "only processes of this host are guests")
+                return Reply(messages.encode(self._guest(request.public_key)))
             case messages.Present():
                 _needed(access).renew(request.grant)
             case messages.Learn():
-                for handover in request.handovers:
-                    self.trust.hand_over(handover)
-                self.trust.learn(request.revocations)
-                self.connections.check()
+                raise NotAdmitted(Reason.MISSING_RIGHT, "a metadata server learns from its own rows")
         return Reply(messages.encode(messages.Accepted()))
 
     async def _join(self, request: messages.Join) -> messages.Joined:
@@ -312,6 +315,13 @@ class ClusterIdentity:
             raise NotAdmitted(Reason.TOKEN, error.text) from None
         log.info("%s has joined as %s (member %s)", member.name, " ".join(member.roles), member.id.hex()[:8])
         return self._joined(member)
+
+    def _guest(self, public: bytes) -> messages.Joined:
+        """A process of this host that the socket's mode has let in: what it may do here it may do at nodes."""
+        now, id = self._clock.wall_ns(), member_id(PublicKey.load(public).raw)
+        generation, roles = self._signer().generation, (Role.CLIENT.value,)
+        guest = said.MemberInfo(id, "a process of this host", public, roles, int(FULL), ALL_POOLS, now, generation)
+        return self._joined(guest, expires_ns=now + GUEST_S * S)
 
     async def _reissue(self, access: Access) -> messages.Joined:
         held = access.holder()

@@ -204,8 +204,8 @@ class Membership:
             with trio.fail_after(limit_s):
                 connection = member.connection or await self._connect(member.node)
                 member.connection = connection
-                if self.tell is not None and member.node != self._own:
-                    await self._inform(member, connection, self.tell())
+                if self.tell is not None and member.node != self._own and (news := self.tell()):
+                    await self._inform(member, connection, news)
                 reply = await connection.request(Service.NODE, encode_node_request(Ping()))
             answer = decode_node_answer(reply.body)
         except trio.TooSlowError:

@@ -109,6 +109,7 @@ class MetadataClient:
         self.seq = 0
         self.grant = b""  # the newest: what HELLO and Present show to nodes
         self.on_grant: Callable[[int, bytes], None] = lambda session, grant: None  # hears of each
+        self._guest = b""
         self.trouble = ""  # why the newest request that nobody answered failed
         self.on_map: Callable[[ClusterMap, frozenset[bytes]], None] | None = None
 
@@ -152,7 +153,7 @@ class MetadataClient:
             self._drop_life_lock()
 
     async def _hello(self) -> None:
-        hello = messages.Hello(self._client, socket.gethostname(), os.getpid())
+        hello = messages.Hello(self._client, socket.gethostname(), os.getpid(), self._guest)
         sent_s = self._clock.boot_s()
         answer = await self._request(hello, wait_for_ever=True)
         assert isinstance(answer, messages.Welcome)
@@ -246,6 +247,7 @@ class MetadataClient:
             holds,
             self.latencies(),
             self._counters.top,
+            self._guest,
         )
         with trio.move_on_after(max(patience_s, self._lease_left_s())) as scope:  # _watch_lapse looks at the time
             answer = await self._send(beat)
@@ -271,6 +273,11 @@ class MetadataClient:
         self._told.set()
         self._answered(sent_s)
         return False
+
+    def be_guest(self, member: bytes) -> None:
+        """A process of the server's own host wants grants for this key: the next heartbeat brings one."""
+        self._guest = member
+        self._beat_now.set()
 
     def _granted(self, session: int, grant: bytes) -> None:
         self.grant = grant

@@ -827,6 +827,7 @@ class Hello(Message, tag="hello", frozen=True):
     client: str  # what it is, for status: "s3", "mount /mnt/x", "nbd …"
     host: str = ""
     pid: int = 0
+    guest: bytes = b""  # of a process on the server's host: the member that grants are for (identity's Introduce)
 
 
 class Welcome(Message, tag="welcome", frozen=True):
@@ -852,6 +853,7 @@ class Heartbeat(Message, tag="heartbeat", frozen=True):
     holds: tuple[int, ...] = ()  # inodes that are open here, told to a new server before it goes on (as by Hold)
     latencies: tuple[tuple[str, int, float], ...] = ()  # kind, calls, p99 in s of its own chunk calls since the last
     top: int = 0  # the highest chunk counter given so far: a drain waits for the floor to pass it
+    guest: bytes = b""  # as in Hello
 
 
 class Pulse(Message, tag="pulse", frozen=True):

@@ -6,6 +6,8 @@
     a directory with keys/client or keys/node         QUIC, to the addresses that the key file has
     HOST:PORT[,HOST:PORT]                             QUIC, with the key file of the directory, or --identity
 
+A process that came by the socket and needs nodes on other hosts introduces itself there with a key of its own making.
+
 Invariants
 1. Local first: the socket is used where it is there, unless TRIVIUM_TRANSPORT=quic says otherwise.
 2. A client shows its newest grant on each connection to a node, at the latest half way to its end.
@@ -15,6 +17,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,16 +26,21 @@ import trio
 
 from trivium.cluster.clock import Clock
 from trivium.cluster.errors import Refused, Unavailable
-from trivium.cluster.identity import keyfiles
+from trivium.cluster.identity import keyfiles, messages, statements
+from trivium.cluster.identity.keys import PrivateKey
 from trivium.cluster.identity.member import Member
 from trivium.cluster.transport.dial import Dialer
 from trivium.cluster.transport.interface import Connection
 from trivium.cluster.transport.quic import QuicAddress
+from trivium.cluster.transport.quic.address import SCHEME
 from trivium.cluster.transport.unix import UnixConnection
+from trivium.cluster.wire import Service
 
 TRANSPORT = "TRIVIUM_TRANSPORT"  # environment variable; "quic": not even this host's sockets
 KEY_FILES = ("client", "node")
 PRESENT_S = 15.0  # a grant lasts 60 s
+GRANT_WAIT_S = 5.0
+GUEST_RENEWAL_S = 6 * 3600.0  # a guest's certificate lasts a day
 _ADDRESS = re.compile(r"(quic:)?(\[[0-9A-Fa-f:.]+\]|[^:/\[\]\s]+):\d{1,5}")
 
 
@@ -90,14 +99,18 @@ def quic_only() -> bool:
 
 
 class Way:
-    """A process's connections into a pool."""
+    """A process's connections into a pool. `be_guest(member)` asks for grants; `granted` hears of them."""
 
     def __init__(self, reach: Reach, clock: Clock) -> None:
         self._reach, self._clock = reach, clock
         self._member: Member | None = None
+        self._guest_since_s: float | None = None  # boot time
+        self._introducing = trio.Lock()
         self._addresses: tuple[str, ...] = ()
         self._next, self._session = 0, 0
         self._news = trio.Event()
+        self._have_grant = trio.Event()
+        self.be_guest: Callable[[bytes], None] = lambda member: None
         self.dialer = Dialer(reach.directory, local=not quic_only())
         self.dialer.register("quic", self._node)
         if not reach.local:
@@ -112,28 +125,51 @@ class Way:
             )
         identity = keyfiles.load_identity(path)
         self._member = Member(identity, self._clock)
-        self._addresses = self._reach.addresses or tuple(a for a in identity.addresses if a.startswith("quic:"))
+        self._addresses = self._reach.addresses or tuple(a for a in identity.addresses if a.startswith(SCHEME))
         if not self._addresses:
             raise Refused(f"{path} has no address of the metadata server; name it with --connect HOST:PORT")
 
     async def metadata(self) -> Connection:
         """To the metadata server; another of its addresses each time that it is asked for."""
         await trio.lowlevel.checkpoint()
-        if self._member is None:
+        if self._reach.local or self._member is None:
             return UnixConnection(str(self._reach.socket))
         address = self._addresses[self._next % len(self._addresses)]
         self._next += 1
         return self._member.metadata(address)
 
     async def _node(self, rest: str) -> Connection:
-        if self._member is None:
-            raise Unavailable("this process has no key for nodes on other hosts")
+        async with self._introducing:
+            if self._member is None:
+                self._member = await self._introduce(PrivateKey.generate())
+        if not self._have_grant.is_set():
+            self.be_guest(self._member.certificate.member)
+            with trio.move_on_after(GRANT_WAIT_S):
+                await self._have_grant.wait()
+            if not self._have_grant.is_set():
+                raise Unavailable("the metadata server has given no grant for nodes on other hosts yet")
         return await self._member.dial(rest)
+
+    async def _introduce(self, key: PrivateKey) -> Member:
+        """By the socket this process is somebody without a key; nodes on other hosts want to see one."""
+        connection = UnixConnection(str(self._reach.socket))
+        try:
+            request = messages.encode(messages.Introduce(key.public.raw))
+            reply = await connection.request(Service.IDENTITY, request)
+        except Refused as error:
+            raise Unavailable(f"no key for nodes on other hosts: {error}") from None
+        finally:
+            await connection.aclose()
+        answer = statements.decode(messages.Joined, reply.body)
+        identity = keyfiles.Identity(answer.cluster, key, answer.statement, answer.anchors)
+        self._guest_since_s = self._clock.boot_s()
+        return Member(identity, self._clock)
 
     def granted(self, session: int, grant: bytes) -> None:
         """The metadata server has given this grant to the session. Those of an earlier session are worth nothing."""
         if self._member is not None and grant:
             self._member.grant = grant
+            self._have_grant.set()
             if session != self._session:
                 self._session = session
                 self._news.set()
@@ -145,4 +181,10 @@ class Way:
                 await self._news.wait()
             self._news = trio.Event()
             if self._member is not None and self._member.grant:
+                await self._stay_guest(self._member)
                 await self._member.present()
+
+    async def _stay_guest(self, member: Member) -> None:
+        if self._guest_since_s is not None and self._clock.boot_s() - self._guest_since_s > GUEST_RENEWAL_S:
+            with suppress(Unavailable):
+                member.adopt((await self._introduce(member.identity.key)).identity)

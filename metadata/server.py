@@ -113,6 +113,7 @@ class MetadataServer:
         self.called_s = float("-inf")  # when a client last changed something
         self.on_latencies: Callable[[int, tuple[tuple[str, int, float], ...]], None] = lambda session, samples: None
         self.issue_grant: Callable[[Access, int], bytes] | None = None  # set by who holds a metadata server's key
+        self.issue_guest_grant: Callable[[bytes, int], bytes] | None = None
         self.on_session_gone: Callable[[int], None] = lambda session: None  # its end is durable: close connections
         self._grace_over = trio.Event()
         self._suspected: dict[int, int] = {}  # sessions that may have died just now: how often to look for a proof
@@ -346,13 +347,15 @@ class MetadataServer:
             seq=self.writer.seq,
             run_lock=lifelock.path_of(id) if peer.local else "",
             incarnation=self.incarnation,
-            grant=self._granted(peer, id),
+            grant=self._granted(peer, id, hello.guest),
         )
         return encode(welcome)
 
-    def _granted(self, peer: Peer, session: int) -> bytes:
-        """What the client shows to nodes; empty for a local one, which needs none."""
+    def _granted(self, peer: Peer, session: int, guest: bytes) -> bytes:
+        """What the client shows to nodes; empty for a local one that calls none on other hosts."""
         access = rights.access_of(peer)
+        if access is None and guest and peer.local and self.issue_guest_grant is not None:
+            return self.issue_guest_grant(guest, session)
         return b"" if access is None or self.issue_grant is None else self.issue_grant(access, session)
 
     async def _heartbeat(self, peer: Peer, beat: messages.Heartbeat) -> bytes:
@@ -378,7 +381,7 @@ class MetadataServer:
             cluster_map=cluster_map,
             down=tuple(sorted(self._down())),
             incarnation=self.incarnation,
-            grant=self._granted(peer, session.id),
+            grant=self._granted(peer, session.id, beat.guest),
         )
         return encode(pulse)
 

@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from trivium.admin.cli.connect import connect_option, parse_size, run
+from trivium.admin.cli.quicoptions import engine_option, listen_options
 from trivium.admin.datadir import DataDir, default_data_dir
 from trivium.admin.errors import CommandError
 
@@ -73,6 +74,7 @@ def _group(_ctx: click.Context, _param: click.Parameter, value: str | None) -> s
 )
 @click.option(
     "--s3-listen",
+    "s3_listen",
     callback=_listen,
     default="127.0.0.1:9000",
     show_default=True,
@@ -80,6 +82,8 @@ def _group(_ctx: click.Context, _param: click.Parameter, value: str | None) -> s
     help="S3 endpoint; none = no gateway.",
 )
 @click.option("--region", default="us-east-1", show_default=True, help="What S3 clients must sign for.")
+@listen_options("TRIVIUM_UP", "only this host's Unix socket")
+@engine_option
 @click.option("--socket-mode", callback=_mode, default="0600", show_default=True, help="Mode of DIR/run/trivium.sock.")
 @click.option("--socket-group", callback=_group, default=None, help="Group of DIR/run/trivium.sock.")
 @click.option(
@@ -142,11 +146,11 @@ def _repeat(options: dict[str, Any]) -> list[str]:
     """The options as they were given, for the background process."""
     arguments = []
     for name, value in options.items():
-        if value is None and name != "s3_listen":
+        if value in (None, "") and name != "s3_listen":
             continue
         if name == "profile":
             value = f"{value[0]}+{value[1]}"
-        elif name == "s3_listen":
+        elif name in ("s3_listen", "listen"):
             value = "none" if value is None else f"{value[0]}:{value[1]}"
         arguments += ["--" + name.replace("_", "-"), str(value)]
     return arguments

@@ -10,9 +10,14 @@ Invariants
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
+import trio
+
+from trivium.admin import listening
+from trivium.admin.errors import CommandError
 from trivium.admin.identity import ClusterIdentity
 from trivium.admin.processes.lead import Leader
 from trivium.cluster.errors import Unavailable
@@ -22,6 +27,8 @@ from trivium.cluster.transport.interface import Peer, Reply
 from trivium.cluster.wire import Service
 from trivium.metadata import messages, rights
 from trivium.metadata.messages import RETRY, MetadataError
+
+log = logging.getLogger(__name__)
 
 Commands = Mapping[str, Callable[[dict[str, Any]], Awaitable[Any]]]
 
@@ -81,3 +88,18 @@ def known(peer: Peer) -> Access | None:
     if access is None and not peer.local:
         raise NotAdmitted(Reason.UNKNOWN_KEY, "this connection has not said who it is")
     return access
+
+
+async def listen_over_quic(
+    identity: ClusterIdentity, where: tuple[str, int], advertise: str, door: Door, nursery: trio.Nursery
+) -> None:
+    """From now on others reach this metadata server by UDP, and tokens say where."""
+    if identity.member is None:
+        raise CommandError(
+            "this pool has no key to listen with: its cluster key is gone, or it was never started by this release. "
+            "Start it once without --listen."
+        )
+    server = await listening.listen(identity.member, where, joiners=True)
+    identity.addresses = (listening.told(server, advertise),)
+    await nursery.start(server.serve, door.handle, door.events)
+    log.info("listening on %s, known to others as %s", server.address, identity.addresses[0])

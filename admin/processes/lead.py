@@ -44,7 +44,7 @@ from trivium.cluster.rootplan import choose_root_drives, swap_voter
 from trivium.cluster.takeover import WAIT_S, takeover
 from trivium.cluster.transport.interface import Connection
 from trivium.cluster.transport.memory import MemoryServer
-from trivium.metadata import database, dump, forming, lifelock, migrations, narrow, recovery
+from trivium.metadata import database, dump, forming, lifelock, maprows, migrations, narrow, recovery
 from trivium.metadata.client import MetadataClient
 from trivium.metadata.digest import digest_of
 from trivium.metadata.diskroom import DiskRoom
@@ -358,6 +358,15 @@ class Leader:
         self.substrate.follow(cluster_map)
         await self.register.change(lambda root: msgspec.structs.replace(root, map=cluster_map))
         return value
+
+    async def announce(self, addresses: tuple[str, ...]) -> None:
+        """Where this process's own drives are reached from other hosts, in the map."""
+        for row in self.server.map.nodes:
+            if row.id == self.substrate.node_id:
+                unix = tuple(address for address in row.addresses if address.startswith("unix:"))
+                wanted = msgspec.structs.replace(row, addresses=(*unix, *addresses))
+                if row != wanted:
+                    await self.change_map(partial(maprows.put_node, row=wanted))
 
     async def grow(self, drives: int | None) -> str:
         """A larger --drives at a later start adds directories that no drive ever had. Answers what is to be said."""

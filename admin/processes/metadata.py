@@ -16,7 +16,7 @@ from functools import partial
 
 import trio
 
-from trivium.admin import listening, logs, systemd
+from trivium.admin import logs, systemd
 from trivium.admin.commands import register_commands
 from trivium.admin.credentials import root_credential
 from trivium.admin.datadir import ClusterFile, DataDir
@@ -25,7 +25,7 @@ from trivium.admin.identity import ClusterIdentity
 from trivium.admin.joining import Gathering
 from trivium.admin.lock import LifeLock
 from trivium.admin.processes import coldstart, drives
-from trivium.admin.processes.door import Door
+from trivium.admin.processes.door import Door, listen_over_quic
 from trivium.admin.processes.lead import Leader
 from trivium.admin.processes.stopping import stop_on_signal
 from trivium.admin.processes.substrate import Substrate
@@ -37,6 +37,7 @@ from trivium.cluster.liveness import T_S
 from trivium.cluster.model import ClusterMap, DriveRow, NodeRow
 from trivium.cluster.transport.dial import Dialer
 from trivium.cluster.transport.unix import UnixServer
+from trivium.metadata.reach import quic_only
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +105,7 @@ async def _serve(options: MetadataOptions, cluster: ClusterFile, ready: Ready) -
     if cluster.forming:
         await identity.wait()
     door = Door(identity)
-    dialer = Dialer(options.data.path)
+    dialer = Dialer(options.data.path, local=not quic_only())
     dialer.register("quic", identity.dial)
     server = UnixServer(str(options.data.socket), mode=int(options.socket_mode, 8), group=options.socket_group)
     stopped = trio.CancelScope()
@@ -120,21 +121,6 @@ async def _serve(options: MetadataOptions, cluster: ClusterFile, ready: Ready) -
             substrate = _substrate(options, cluster, opened, first, dialer, files)
             await _lead(options, cluster, Leader(substrate, options.data, identity=identity), door, layers, ready)
         outer.cancel_scope.cancel()
-
-
-async def listen_over_quic(
-    identity: ClusterIdentity, where: tuple[str, int], advertise: str, door: Door, nursery: trio.Nursery
-) -> None:
-    """From now on others reach this metadata server by UDP, and tokens say where."""
-    if identity.member is None:
-        raise CommandError(
-            "this pool has no key to listen with: its cluster key is gone, or it was never started by this release. "
-            "Start it once without --listen."
-        )
-    server = await listening.listen(identity.member, where, joiners=True)
-    identity.addresses = (listening.told(server, advertise),)
-    await nursery.start(server.serve, door.handle, door.events)
-    log.info("listening on %s, known to others as %s", server.address, identity.addresses[0])
 
 
 def _open_own(options: MetadataOptions, cluster: ClusterFile, files: FileOps) -> drives.Opened:
@@ -242,6 +228,7 @@ async def _lead(
                     layers.append(top.cancel_scope)
                     await leader.work(top, env)
                     register_commands(leader, {})
+                    await leader.announce(leader.identity.addresses)
                     door.open(leader)
                     await _announce(leader, ready)
                 middle.cancel_scope.cancel()

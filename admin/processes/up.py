@@ -27,7 +27,7 @@ from trivium.admin.datadir import ClusterFile, DataDir
 from trivium.admin.errors import CommandError
 from trivium.admin.lock import LifeLock
 from trivium.admin.processes import drives
-from trivium.admin.processes.door import Door
+from trivium.admin.processes.door import Door, listen_over_quic
 from trivium.admin.processes.lead import Leader
 from trivium.admin.processes.substrate import Substrate
 from trivium.cluster.clock import SystemClock, ThreadExecutor
@@ -50,6 +50,8 @@ class UpOptions:
     drives: int | None = None
     profile: tuple[int, int] | None = None
     s3_listen: tuple[str, int] | None = ("127.0.0.1", 9000)
+    listen: tuple[str, int] | None = None
+    advertise: str = ""
     region: str = "us-east-1"
     socket_mode: str = "0600"
     socket_group: str | None = None
@@ -75,6 +77,8 @@ async def _serve(options: UpOptions, cluster: ClusterFile, listeners: list[trio.
     """Three nurseries end one after another: faces and workers, the metadata server, node and log."""
     substrate = _open_substrate(options, cluster)
     leader = Leader(substrate, options.data)
+    leader.identity.load()
+    substrate.dialer.register("quic", leader.identity.dial)
     leader.heal_floor_bytes_s = float(options.heal_floor)
     env = root_credential()
     try:
@@ -204,6 +208,9 @@ async def _serve_faces(
     door = Door(leader.identity)
     door.open(leader)
     await nursery.start(server.serve, door.handle, door.events)
+    if options.listen is not None:
+        await listen_over_quic(leader.identity, options.listen, options.advertise, door, nursery)
+    await leader.announce(leader.identity.addresses)
     if listeners:
         gateway = Gateway(
             leader.client,

@@ -33,6 +33,13 @@ class Learn(Message, tag="learn", frozen=True):
     handovers: tuple[bytes, ...] = ()
 
 
+class Introduce(Message, tag="introduce", frozen=True):
+    """From a process of the metadata server's own host, over its Unix socket: a certificate for the nodes of other
+    hosts, for a day. No row: without the grants of its session it is worth nothing. Answers Joined."""
+
+    public_key: bytes
+
+
 class Joined(Message, tag="joined", frozen=True):
     cluster: bytes
     statement: bytes  # statements.Certificate, signed
@@ -46,7 +53,7 @@ class Accepted(Message, tag="accepted", frozen=True):
     pass
 
 
-IdentityRequest = Join | Reissue | Present | Learn
+IdentityRequest = Join | Reissue | Present | Learn | Introduce
 IdentityAnswer = Joined | Accepted
 
 encode = msgspec.msgpack.Encoder().encode

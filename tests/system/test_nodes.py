@@ -136,7 +136,8 @@ def test_a_killed_node_stops_nothing_and_comes_back_with_all_of_it(pool: Process
 
     pool.end("n1", signal.SIGKILL)
     status = pool.status()
-    assert not status["whole"] and {n["name"]: n["state"] for n in status["nodes"]}["n1"] == "silent"
+    state = {n["name"]: n["state"] for n in status["nodes"]}["n1"]
+    assert not status["whole"] and state in ("silent", "down")  # how long the command takes is not ours to say
     assert status["survives"]["data"]["hosts"] == 0
     check(pool, mountpoint, bodies)
     bodies["while-silent"] = source.randbytes(3_000_000)
