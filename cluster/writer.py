@@ -12,7 +12,8 @@ One put, for one chunk:
 Invariants
 1. An id is used for one attempt: a shard is written once, and no file of an abandoned attempt can be taken for the
    chunk's (the nonce differs, too).
-2. A chunk is answered only with at least min(k+1, k+m) durable shards; each shard not known to be durable is listed.
+2. A chunk is answered only with at least min(k+1, k+m) durable shards, all of a narrow one (placement.least, which
+   its commit asks for, too); each shard not known to be durable is listed.
 3. An id that is not answered is given up, once nothing of the attempt is on its way any more.
 """
 
@@ -32,7 +33,7 @@ from trivium.cluster.latency import Latencies, put_wait_s
 from trivium.cluster.model import ChunkId, Group, NewChunk, Profile
 from trivium.cluster.nodes import Nodes
 from trivium.cluster.pieces import Draft, Order, Written
-from trivium.cluster.placement import narrow
+from trivium.cluster.placement import least, narrow
 from trivium.cluster.shardfile import ShardSpec, build_headers
 from trivium.cluster.wire import Outcomes, PutShard, PutShards
 
@@ -94,17 +95,13 @@ def build_messages(
     ]
 
 
-def quorum(profile: Profile) -> int:
-    """Shards that must be durable before a put answers."""
-    return min(profile.k + 1, profile.width)
-
-
 @dataclass(slots=True)
 class _Attempt:
     """One chunk id's way to the drives."""
 
     chunk: ChunkId
     group: Group
+    least: int  # shards that must be durable before the put answers
     pending: set[int] = field(default_factory=set)
     durable: set[int] = field(default_factory=set)
     failed: dict[int, ClusterError] = field(default_factory=dict)
@@ -115,11 +112,11 @@ class _Attempt:
 
     @property
     def enough(self) -> bool:
-        return len(self.durable) >= quorum(self.group.profile)
+        return len(self.durable) >= self.least
 
     @property
     def hopeless(self) -> bool:
-        return len(self.durable) + len(self.pending) < quorum(self.group.profile)
+        return len(self.durable) + len(self.pending) < self.least
 
     @property
     def missing(self) -> int:
@@ -166,7 +163,8 @@ class ChunkWriter:
         silent: set[bytes] = set()
         for patience in range(1, ATTEMPTS + 1):
             group = await self._choose(order.pool, failed, silent, patience)
-            attempt = _Attempt(ChunkId(self._catalog.session, self._catalog.next_counter()), group)
+            chunk = ChunkId(self._catalog.session, self._catalog.next_counter())
+            attempt = _Attempt(chunk, group, self._least(group))
             nonce = self._random.randbytes(16)
             try:
                 identity = Identity(self._cluster, attempt.chunk, nonce)
@@ -221,12 +219,16 @@ class ChunkWriter:
                     return group
                 weaker = weaker or group
             ranked = [(len(dead.intersection(g.drives)), len(bad.intersection(g.drives)), g.id, g) for g in groups]
-            fit = [entry for entry in ranked if len(entry[3].drives) - entry[0] >= quorum(entry[3].profile)]
+            fit = [entry for entry in ranked if len(entry[3].drives) - entry[0] >= self._least(entry[3])]
             if fit:
                 return min(fit)[3]
         if weaker is not None:
             return weaker
         raise self._no_group(pool, failed, why) from why
+
+    def _least(self, group: Group) -> int:
+        row = next((row for row in self._catalog.map().pools if row.id == group.pool), None)
+        return least(group.profile, *((row.k, row.m) if row is not None else (group.k, group.m)))
 
     def _no_group(self, pool: int, failed: Mapping[bytes, ClusterError], error: ClusterError) -> ClusterError:
         """A pool is full only if enough drives are there to say so; else they are merely away."""
