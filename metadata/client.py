@@ -156,6 +156,8 @@ class MetadataClient:
         hello = messages.Hello(self._client, socket.gethostname(), os.getpid(), self._guest)
         sent_s = self._clock.boot_s()
         answer = await self._request(hello, wait_for_ever=True)
+        if isinstance(answer, messages.Failed):  # somebody who may do nothing here: asking again does not help
+            raise MetadataError(answer.code, answer.text)
         assert isinstance(answer, messages.Welcome)
         self._welcome = answer
         self._numbers = [0] * self._slot_count

@@ -9,7 +9,8 @@
 A process that came by the socket and needs nodes on other hosts introduces itself there with a key of its own making.
 
 Invariants
-1. Local first: the socket is used where it is there, unless TRIVIUM_TRANSPORT=quic says otherwise.
+1. Local first: sockets are used where they are there. With TRIVIUM_TRANSPORT=quic, nodes' sockets are not (to see that
+   the network carries everything, and in tests).
 2. A client shows its newest grant on each connection to a node, at the latest half way to its end.
 """
 
@@ -36,7 +37,7 @@ from trivium.cluster.transport.quic.address import SCHEME
 from trivium.cluster.transport.unix import UnixConnection
 from trivium.cluster.wire import Service
 
-TRANSPORT = "TRIVIUM_TRANSPORT"  # environment variable; "quic": not even this host's sockets
+TRANSPORT = "TRIVIUM_TRANSPORT"  # environment variable; "quic": no node's socket, not even on this host
 KEY_FILES = ("client", "node")
 PRESENT_S = 15.0  # a grant lasts 60 s
 GRANT_WAIT_S = 5.0
@@ -71,7 +72,7 @@ class Reach:
         """By the Unix socket, whether or not somebody listens there now."""
         if self.addresses or self.identity is not None:
             return False
-        return (self.socket.exists() and not quic_only()) or self.key_file is None
+        return self.socket.exists() or self.key_file is None
 
     @property
     def key_file(self) -> Path | None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from trivium.cluster.identity.access import ATTRIBUTE, Access, in_pools
 from trivium.cluster.identity.refusals import NotAdmitted, Reason
-from trivium.cluster.identity.statements import Right
+from trivium.cluster.identity.statements import Right, Role
 from trivium.cluster.transport.interface import Peer
 from trivium.metadata import messages
 from trivium.metadata.messages import MetadataError
@@ -82,7 +82,9 @@ WRITES: frozenset[type] = frozenset(
 )
 """The rest (credentials with their secrets, members, tokens, keys) is for `admin`: an S3 gateway has it too."""
 NODE_COMMANDS = frozenset({"node_hello", "node_join"})
-"""What a node says; every other command is an operator's."""
+"""What a node says."""
+READ_COMMANDS = frozenset({"status", "endpoints"})
+"""What everybody may ask; every other command is an operator's."""
 
 
 def access_of(peer: Peer) -> Access | None:
@@ -156,8 +158,8 @@ def _check(access: Access, request: Any, owner: Callable[[int], bytes], pool_of:
 
 def _check_command(access: Access, command: str) -> None:
     if command not in NODE_COMMANDS:
-        access.require(Right.ADMIN)
-    elif not access.by_role:
+        access.require(Right.READ if command in READ_COMMANDS else Right.ADMIN)
+    elif not access.holder().has(Role.NODE, Role.METADATA):
         raise NotAdmitted(Reason.MISSING_RIGHT, f"{access.holder().name} is no node: only nodes bring drives")
 
 

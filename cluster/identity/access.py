@@ -4,10 +4,11 @@
         any --revoked | session ended | closed--> closed (the registry tells the transport)
 
 Invariants:
-1. What is not listed below is for nodes and metadata servers only: a new message is refused to clients until somebody
-   decides otherwise.
-2. Nodes and metadata servers act by the role in their certificate and need no grant; a client touches a node only
-   under a grant, and never with more than certificate and grant both allow.
+1. What is not listed below is for metadata servers only: a new message is refused to clients until somebody decides
+   otherwise.
+2. Metadata servers act by the role in their certificate and need no grant; a client touches a node only under a grant,
+   and never with more than certificate and grant both allow. So does a node: one stolen node's key is worth its own
+   drives, not everybody's.
 """
 
 from __future__ import annotations
@@ -58,8 +59,9 @@ class Access:
         return self.grant.session if self.grant is not None else 0
 
     @property
-    def by_role(self) -> bool:
-        return self.certificate is not None and self.certificate.has(Role.NODE, Role.METADATA)
+    def leads(self) -> bool:
+        """A metadata server."""
+        return self.certificate is not None and self.certificate.has(Role.METADATA)
 
     def holder(self) -> Certificate:
         """Somebody of the cluster, not revoked; NotAdmitted for a joiner."""
@@ -80,12 +82,12 @@ class Access:
     def allow_node(self, body: bytes) -> None:
         """May this node message be executed? NotAdmitted: no. Unavailable: not before the grant is renewed."""
         certificate = self.holder()
-        if self.by_role:
+        if self.leads:
             return
         tag = tag_of(body)
         right = NODE_RIGHTS.get(tag)
         if right is None:
-            raise NotAdmitted(Reason.MISSING_RIGHT, f"{tag or 'this message'} is for nodes and metadata servers only")
+            raise NotAdmitted(Reason.MISSING_RIGHT, f"{tag or 'this message'} is for metadata servers only")
         grant = self._alive(right)
         if not right & grant.rights & certificate.rights:
             raise NotAdmitted(Reason.MISSING_RIGHT, f"{certificate.name} has no right to {_verb(right)}")
@@ -146,7 +148,7 @@ def _check_puts(body: bytes) -> None:
     except (msgspec.MsgspecError, ValueError, RecursionError):
         raise NotAdmitted(Reason.MALFORMED, "this is no message to a node") from None
     if isinstance(request, wire.PutShards) and any(put.replace or put.reserve_class > 1 for put in request.puts):
-        raise NotAdmitted(Reason.MISSING_RIGHT, "only nodes and metadata servers heal shards or use their reserve")
+        raise NotAdmitted(Reason.MISSING_RIGHT, "only metadata servers heal shards or use their reserve")
 
 
 def _verb(right: Right) -> str:

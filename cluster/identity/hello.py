@@ -37,7 +37,7 @@ class HelloBody(msgspec.Struct, frozen=True, array_like=True):
     cluster: bytes
     public: bytes
     certificate: bytes = b""  # empty: a joiner
-    grant: bytes = b""  # empty: to a metadata server, or by the role in the certificate
+    grant: bytes = b""  # empty: to a metadata server, or from one
 
 
 def nonce() -> bytes:
@@ -100,7 +100,7 @@ class Admission:
             access.grant = self.trust.grant(body.grant, certificate)
             if not common(certificate.pools, access.grant.pools):
                 raise NotAdmitted(Reason.OTHER_POOL, f"the key of {certificate.name} is for no pool of this grant")
-        elif self._needs_grant and not certificate.has(Role.NODE, Role.METADATA):
+        elif self._needs_grant and not certificate.has(Role.METADATA):
             raise NotAdmitted(Reason.NO_GRANT, "a client reaches a node with a grant of the metadata server only")
         return access
 

@@ -53,10 +53,7 @@ class Hosts(Processes):
 
     def operator(self, *arguments: str) -> str:
         """A command on the metadata server's host."""
-        done = self.run(
-            *("env", "-u", "TRIVIUM_TRANSPORT", "trivium", *arguments, "--connect", self.data),
-        )
-        return done.stdout.strip()
+        return self.trivium(*arguments, "--connect", self.data).stdout.strip()
 
     def token(self, *options: str) -> str:
         return self.operator("cluster", "token", "create", *options)
@@ -99,9 +96,7 @@ class Hosts(Processes):
 
     def wait_whole(self) -> None:
         def whole() -> bool:
-            done = self.run(
-                *("env", "-u", "TRIVIUM_TRANSPORT", "trivium", "status", "--json", "--connect", self.data), check=False
-            )
+            done = self.trivium("status", "--json", "--connect", self.data, check=False)
             return done.returncode == 0 and bool(json.loads(done.stdout)["whole"])
 
         wait_for(whole, "the pool to be whole")

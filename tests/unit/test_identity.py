@@ -57,14 +57,15 @@ def test_a_client_with_a_grant_reads_and_writes() -> None:
     access.allow_node(PUT)
 
 
-def test_nodes_and_metadata_servers_need_no_grant_even_before_any_clock_is_heard() -> None:
+def test_metadata_servers_need_no_grant_even_before_any_clock_is_heard_and_nodes_are_nobody_at_other_nodes() -> None:
     authority = Authority()
-    for role in (Role.NODE, Role.METADATA):
-        admission = hello.Admission(authority.trust(), needs_grant=True)  # cold: nothing but the cluster's key
-        peer, challenge = authority.member(role), hello.nonce()
-        access = admission.access(challenge, say(peer, challenge))
-        for message in (wire.Ping(), wire.FormatDrive("x", b"d" * 16), wire.RemoveLog(b"d" * 16, b"s" * 16)):
-            access.allow_node(wire.encode_node_request(message))
+    admission = hello.Admission(authority.trust(), needs_grant=True)  # cold: nothing but the cluster's key
+    leader, node, challenge = authority.member(Role.METADATA), authority.member(Role.NODE), hello.nonce()
+    access = admission.access(challenge, say(leader, challenge))
+    for message in (wire.Ping(), wire.FormatDrive("x", b"d" * 16), wire.RemoveLog(b"d" * 16, b"s" * 16)):
+        access.allow_node(wire.encode_node_request(message))
+    with refused(Reason.NO_GRANT):
+        admission.access(challenge, say(node, challenge))
 
 
 def test_a_client_without_a_grant_is_refused_by_a_node_and_taken_by_a_metadata_server() -> None:

@@ -344,8 +344,9 @@ class QuicConnection:
         except BaseExceptionGroup as group:
             failure = _cause(group, self.address)
             link.close(0, failure, "closed")
-            if group.split(Exception)[1] is not None:
-                raise
+            rest = group.split(Exception)[1]
+            if rest is not None:  # cancelled: that an error came at the same time is nobody's business any more
+                raise rest from None
         finally:
             failure = failure or link.over
             link.close(0, failure or Unavailable("the connection was closed on this side"), "closed")

@@ -1,0 +1,212 @@
+"""Members of one cluster over real QUIC connections: who is let in, with what, until when."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import pytest
+import trio
+
+from tests.fakes.identities import Authority
+from tests.fakes.identities import Member as Held
+from trivium.admin.processes.nodedoor import NodeDoor
+from trivium.cluster import wire
+from trivium.cluster.clock import SystemClock
+from trivium.cluster.errors import Refused, Unavailable
+from trivium.cluster.identity import certificates, messages, tokens
+from trivium.cluster.identity.keyfiles import Identity
+from trivium.cluster.identity.keys import PrivateKey
+from trivium.cluster.identity.member import Member, stranger
+from trivium.cluster.identity.statements import Right, Role
+from trivium.cluster.model import ChunkId
+from trivium.cluster.transport.interface import Peer, Reply
+from trivium.cluster.transport.quic import QuicServer
+from trivium.cluster.wire import Service
+
+PING = wire.encode_node_request(wire.Ping())
+PUT = wire.encode_node_request(wire.PutShards((wire.PutShard(b"d" * 16, ChunkId(1, 1), 0, 4096),)))
+FORMAT = wire.encode_node_request(wire.FormatDrive("/x", b"d" * 16))
+
+
+class Cluster:
+    """Keys of a cluster, and processes that hold them, on the machine's own clock."""
+
+    def __init__(self, cluster: bytes = b"c" * 16) -> None:
+        self.authority = Authority(cluster)
+        self.clock = self.authority.clock
+        self.clock.wall, self.clock.boot = SystemClock().wall_ns(), 100.0
+
+    def member(self, *roles: Role, rights: Right = Right.READ | Right.WRITE, grant: bool = True) -> tuple[Held, Member]:
+        held = self.authority.metadata if roles == (Role.METADATA,) else self.authority.member(*roles, rights=rights)
+        authority, tls = self.authority, b""
+        pem = certificates.cluster_certificate(authority.key, authority.cluster, 1)
+        if roles and Role.CLIENT not in roles:
+            tls = certificates.server_certificate(authority.key, authority.cluster, 1, held.key.public.raw, roles)
+        made = Member(Identity(authority.cluster, held.key, held.statement, ((1, pem),), tls), self.clock)
+        if grant and not tls:
+            made.grant = authority.grant(held)
+        return held, made
+
+
+class Drives:
+    """Stands for a node: counts what came through its door."""
+
+    def __init__(self) -> None:
+        self.served = 0
+
+    async def handle(self, peer: Peer, service: int, body: bytes, payload: memoryview) -> Reply:
+        self.served += 1
+        return Reply(b"served")
+
+
+@asynccontextmanager
+async def serving(node: Member, port: int = 0) -> AsyncIterator[tuple[QuicServer, Drives]]:
+    drives = Drives()
+    door = NodeDoor(drives, node)  # type: ignore[arg-type]
+    server = node.server(f"quic:127.0.0.1:{port}", needs_grant=True)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(server.serve, door.handle)
+        yield server, drives
+        nursery.cancel_scope.cancel()
+
+
+def rest(server: QuicServer) -> str:
+    return server.address.removeprefix("quic:")
+
+
+def test_a_client_does_what_its_grant_says_until_it_is_revoked() -> None:
+    async def main() -> None:
+        world = Cluster()
+        _, node = world.member(Role.NODE)
+        _, metadata = world.member(Role.METADATA)
+        held, client = world.member(Role.CLIENT)
+        other, bystander = world.member(Role.CLIENT)
+        async with serving(node) as (server, drives):
+            ways = [await member.dial(rest(server)) for member in (client, bystander, metadata)]
+            for way in ways:
+                assert (await way.request(Service.NODE, PUT)).body == b"served"
+            with pytest.raises(Refused, match="for metadata servers only"):
+                await ways[0].request(Service.NODE, FORMAT)
+            await ways[2].request(Service.NODE, FORMAT)
+            forged = messages.encode(messages.Learn(world.authority.revocations(1, other)))
+            with pytest.raises(Refused, match="is no metadata server"):
+                await ways[0].request(Service.IDENTITY, forged)
+            assert len(node.connections) == 3
+
+            news = messages.encode(messages.Learn(world.authority.revocations(1, held)))
+            await ways[2].request(Service.IDENTITY, news)
+            assert len(node.connections) == 2
+            with pytest.raises((Refused, Unavailable), match="revoked"):
+                await ways[0].request(Service.NODE, PING)
+            with pytest.raises(Refused, match="revoked"):  # and it does not come in again
+                await ways[0].request(Service.NODE, PING)
+            await ways[1].request(Service.NODE, PING)
+            assert drives.served == 5
+            for way in ways:
+                await way.aclose()
+
+    trio.run(main)
+
+
+def test_who_has_no_grant_no_key_or_another_clusters_is_told_why_and_costs_nothing() -> None:
+    async def main() -> None:
+        world, elsewhere = Cluster(), Cluster(b"e" * 16)
+        _, node = world.member(Role.NODE)
+        node.trust.clock.heard(world.clock.wall)
+        _, without = world.member(Role.CLIENT, grant=False)
+        _, pure_node = world.member(Role.NODE)
+        _, foreign = elsewhere.member(Role.CLIENT)
+        async with serving(node) as (server, drives):
+            with pytest.raises(Refused, match="with a grant of the metadata server only"):
+                await (await without.dial(rest(server))).request(Service.NODE, PING)
+            with pytest.raises(Refused, match="not signed by the cluster's key"):  # the client looks first
+                await (await foreign.dial(rest(server))).request(Service.NODE, PING)
+            foreign.trust.pin(2, world.authority.key.public.raw)  # a client that believes anybody
+            with pytest.raises(Refused, match="belongs to another"):
+                await (await foreign.dial(rest(server))).request(Service.NODE, PING)
+            node_way = await pure_node.dial(rest(server))
+            with pytest.raises(Refused, match="with a grant of the metadata server only"):  # a stolen node's key
+                await node_way.request(Service.NODE, FORMAT)
+            token = tokens.make(elsewhere.authority.key.public.fingerprint)
+            way = stranger(server.address, token, PrivateKey.generate())
+            with pytest.raises(Refused, match="has not the cluster's key"):
+                await way.request(Service.NODE, PING)
+            token = tokens.make(world.authority.key.public.fingerprint)
+            way = stranger(server.address, token, PrivateKey.generate())
+            with pytest.raises(Refused, match="no metadata server"):
+                await way.request(Service.NODE, PING)
+            assert drives.served == 0 and len(node.connections) <= 1
+
+    trio.run(main)
+
+
+def test_newer_grants_keep_an_open_connection_writing_and_an_ended_session_loses_it() -> None:
+    async def main() -> None:
+        world = Cluster()
+        _, node = world.member(Role.NODE)
+        held, client = world.member(Role.CLIENT)
+        _, metadata = world.member(Role.METADATA)
+        async with serving(node) as (server, _):
+            way = await client.dial(rest(server))
+            await way.request(Service.NODE, PUT)
+            world.clock.go_on(50)
+            client.grant = world.authority.grant(held)
+            await client.present()
+            world.clock.go_on(50)
+            await way.request(Service.NODE, PUT)
+            world.clock.go_on(50)
+            with pytest.raises(Unavailable, match="writes wait"):
+                await way.request(Service.NODE, PUT)
+            await way.request(Service.NODE, PING)
+            client.grant = world.authority.grant(held, session=8)
+            await client.present()
+            await way.request(Service.NODE, PUT)
+            news = messages.encode(messages.Learn(world.authority.revocations(0, sessions=(8,))))
+            leader = await metadata.dial(rest(server))
+            await leader.request(Service.IDENTITY, news)
+            with pytest.raises((Refused, Unavailable), match="has ended"):
+                await way.request(Service.NODE, PUT)
+            client.grant = world.authority.grant(held, session=9)
+            await way.request(Service.NODE, PUT)
+            await way.aclose()
+            await leader.aclose()
+
+    trio.run(main)
+
+
+def test_a_connection_does_not_follow_an_address_to_another_node() -> None:
+    async def main() -> None:
+        world = Cluster()
+        _, client = world.member(Role.CLIENT)
+        async with serving(world.member(Role.NODE)[1]) as (server, _):
+            port = int(server.address.rpartition(":")[2])
+            way = await client.dial(rest(server))
+            await way.request(Service.NODE, PING)
+        async with serving(world.member(Role.NODE)[1], port) as (server, drives):
+            with pytest.raises((Refused, Unavailable)):
+                await way.request(Service.NODE, PING)
+            with pytest.raises(Refused, match="another member of the cluster answers there"):
+                await way.request(Service.NODE, PING)
+            assert way.broken and drives.served == 0  # type: ignore[attr-defined]
+            await (await client.dial(rest(server))).request(Service.NODE, PING)
+
+    trio.run(main)
+
+
+def test_a_members_newer_certificate_is_shown_to_who_comes_next() -> None:
+    async def main() -> None:
+        world = Cluster()
+        held, node = world.member(Role.NODE)
+        _, client = world.member(Role.CLIENT)
+        async with serving(node) as (server, _):
+            tls = certificates.server_certificate(
+                world.authority.key, world.authority.cluster, 1, held.key.public.raw, (Role.NODE, Role.METADATA)
+            )
+            node.adopt(replace(node.identity, tls=tls))
+            way = client.metadata(server.address)  # only a metadata server's certificate will do
+            with pytest.raises(Refused, match="with a grant"):  # let in as far as HELLO, where it shows none
+                await way.request(Service.NODE, PING)
+
+    trio.run(main)
