@@ -58,7 +58,7 @@ class Commands:
         self._leader, self._endpoints = leader, endpoints
 
     async def status(self, arguments: dict[str, Any]) -> Any:
-        await self._leader.substrate.watch.refresh()
+        await self._leader.substrate.watch.refresh(settle=False)
         return await self._leader.status()
 
     async def heal(self, arguments: dict[str, Any]) -> Any:
