@@ -169,11 +169,13 @@ class Stranger:
             self.turn(0.02)
         return self.connected
 
-    def say(self, data: bytes, *, fin: bool, stream: int | None = None) -> int:
-        stream = self.engine.open_stream() if stream is None else stream
-        self.engine.write(stream, memoryview(data), fin)
-        self._flush()
-        return stream
+    def say(self, data: bytes, *, fin: bool) -> None:
+        """On a stream of its own. An engine whose peer has closed the connection may raise anything."""
+        try:
+            self.engine.write(self.engine.open_stream(), memoryview(data), fin)
+            self._flush()
+        except Exception as error:
+            self.closed = self.closed or repr(error)
 
     def close(self) -> None:
         self._socket.close()

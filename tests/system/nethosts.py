@@ -29,7 +29,7 @@ import trio
 from tests.system.network import Network
 from tests.system.pool import TRIVIUM, SystemPool, alive, wait_for
 
-START_S = 90
+START_S = 180
 S3_PORT, METADATA_PORT, NODE_PORT = 9000, 7400, 7401
 RIGHTS = {"read": 1, "write": 3, "admin": 7}
 ROOT_USER, ROOT_PASSWORD = "hosts-root", "hosts-secret-of-root"
@@ -185,7 +185,7 @@ class Cluster(SystemPool):
         found: dict[str, Any] = json.loads(self.trivium("status", "--json").stdout)
         return found
 
-    def wait_for_status(self, condition: Any, what: str, timeout_s: float = 90) -> dict[str, Any]:
+    def wait_for_status(self, condition: Any, what: str, timeout_s: float = 180) -> dict[str, Any]:
         last: dict[str, Any] = {}
         deadline = time.monotonic() + timeout_s
         while not condition(last := self.ask("status")):
@@ -214,7 +214,7 @@ class Cluster(SystemPool):
             aws_access_key_id=ROOT_USER,
             aws_secret_access_key=ROOT_PASSWORD,
             region_name="us-east-1",
-            config=Config(retries={"total_max_attempts": 1}, connect_timeout=10, read_timeout=90, proxies={}),
+            config=Config(retries={"total_max_attempts": 1}, connect_timeout=30, read_timeout=300, proxies={}),
         )
 
 
@@ -316,11 +316,13 @@ class QuicHosts(Cluster):
         self.on(host or name, name, "cluster", "join", token, "--keys", str(keys))
         return keys / "client"
 
-    def on(self, host: str, name: str, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    def on(
+        self, host: str, name: str, *arguments: str, check: bool = True, stdin: bytes | None = None
+    ) -> subprocess.CompletedProcess[str]:
         """The product's command line on another host than the operator's."""
         environment = [f"{key}={value}" for key, value in self.process_env(name).items() if key.startswith("TRIVIUM_")]
         command = ["env", "-u", "TRIVIUM_CONNECT", *environment, TRIVIUM, *arguments]
-        return SystemPool.run(self, *self.network.command(host, command), check=check)
+        return SystemPool.run(self, *self.network.command(host, command), check=check, stdin=stdin)
 
     def mount(self) -> None:
         self.on("desk", "desk", "mount", str(self.mountpoint), "--connect", str(self.root / "desk"))

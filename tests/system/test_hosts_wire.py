@@ -95,10 +95,10 @@ def test_a_trace_of_a_busy_cluster_holds_no_plaintext(cluster: QuicHosts, source
 # ---- keys that do not fit -----------------------------------------------------------------------------------
 
 
-def refused(cluster: QuicHosts, identity: Path | str, *arguments: str) -> str:
+def refused(cluster: QuicHosts, identity: Path | str, *arguments: str, stdin: bytes | None = None) -> str:
     """A command of a client on `desk` with another key; what it says."""
     where = ["--connect", cluster.metadata_address, "--identity", str(identity)]
-    done = cluster.on("desk", "desk", *arguments, *where, check=False)
+    done = cluster.on("desk", "desk", *arguments, *where, check=False, stdin=stdin)
     assert done.returncode != 0, done.stdout
     assert "Traceback" not in done.stderr and len(done.stderr.strip().splitlines()) <= 3, done.stderr
     return done.stderr
@@ -116,11 +116,9 @@ def test_clients_without_a_key_or_with_a_wrong_one_are_refused_in_words(cluster:
     assert re.search("right|may not", refused(cluster, reader, "bucket", "create", "never"))
 
     elsewhere = cluster.join_client("elsewhere", "write", host="desk", pools=[2])
-    body = cluster.root / "body"
-    body.write_bytes(bytes(200_000))
     with cluster.network.on("web0"):
         cluster.gateway("web0").create_bucket(Bucket="first-pools")
-    assert "pool" in refused(cluster, elsewhere, "object", "put", "first-pools/x", str(body))
+    assert "pool" in refused(cluster, elsewhere, "object", "write", "first-pools/x", stdin=bytes(200_000))
 
 
 def test_a_key_of_another_cluster_is_refused_in_words(cluster: QuicHosts) -> None:
@@ -172,7 +170,8 @@ class Watch:
         assert max(grown.values()) < GROWTH_BYTES, grown
         self.cluster.wait_for_status(lambda status: bool(status["whole"]), "the pool to be whole")
         for name in self.cluster.running:
-            assert "Traceback" not in self.cluster.said(name), self.cluster.said(name)
+            said = (self.cluster.root / f"{name}.log").read_text(errors="replace")
+            assert "Traceback" not in said, said[said.index("Traceback") :][:3000]
 
 
 def traffic(cluster: QuicHosts, source: random.Random) -> list[Datagram]:
@@ -194,7 +193,7 @@ def test_changed_and_random_datagrams_crash_nothing(cluster: QuicHosts, source: 
     ports = {found.destination_port for found in captured}
     assert len(captured) > 300 and {METADATA_PORT, NODE_PORT, NODE_PORT + 1} < ports
     first = [found for found in captured if found.payload[0] & 0x80]  # of handshakes
-    assert len(first) > 5
+    assert len(first) > 1
     sent = 0
     with cluster.network.send_raw() as cable:
         while sent < MALFORMED:
