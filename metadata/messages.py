@@ -992,7 +992,8 @@ decode_events = msgspec.msgpack.Decoder(Events).decode
 def decode_request(body: bytes | memoryview) -> Request:
     """msgspec.MsgspecError, whatever the bytes are."""
     try:
-        return _decode_request(body)
+        request: Request = _decode_request(body)
+        return request
     except (UnicodeDecodeError, RecursionError) as error:
         raise msgspec.DecodeError(str(error)) from None
 

@@ -16,7 +16,6 @@ from pathlib import Path
 import msgspec
 import pytest
 import trio
-from trivium.cluster.identity.member import Member
 
 from tests.system import network
 from tests.system.attack import Datagram, Stranger, datagrams, mutate, rubbish
@@ -26,6 +25,7 @@ from tests.system.pool import TRIVIUM, wait_for
 from trivium.cluster.clock import SystemClock
 from trivium.cluster.errors import ClusterError
 from trivium.cluster.identity import keyfiles
+from trivium.cluster.identity.member import Member
 from trivium.cluster.wire import Service
 
 pytestmark = pytest.mark.skipif(bool(network.why_not()), reason=network.why_not())
