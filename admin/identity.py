@@ -1,6 +1,10 @@
 """The identity of a running cluster: its keys on this host, who is in, what is signed.
 
     no keys --first start | trivium cluster init--> key file --rows--> in use --rotate--> two keys --finish--> in use
+
+While two keys count, this process itself shows what the older one has signed (who has only the older one must believe
+it), and certifies others with the newer one. Members hear of it with their heartbeats and ask for a new certificate.
+
     rows: none (starting) | those of a pool that is being formed (waitingrows) --> those of the database
 
 Invariants:
@@ -81,7 +85,7 @@ class ClusterIdentity:
         self.connections = Connections(self.trust)
         self.addresses: tuple[str, ...] = ()  # of the metadata server, for tokens: where QUIC listens
         self._news: tuple[object, float, bytes] | None = None
-        self.on_revoked: Callable[[], None] = lambda: None  # tell the nodes now
+        self.on_change: Callable[[], None] = lambda: None  # tell the nodes now
 
     # ---- beginning ------------------------------------------------------------------------------------------
 
@@ -111,6 +115,7 @@ class ClusterIdentity:
             await self._load_revocations()
         server.issue_grant, server.issue_guest_grant = self.issue_grant, self.issue_guest_grant
         server.on_session_gone = lambda session: self._ended(session)
+        self._told()
 
     async def begin(self, rows: Rows) -> None:
         """Load or make the keys, enter them into the rows. A pool whose key file is gone serves on without."""
@@ -159,6 +164,11 @@ class ClusterIdentity:
             )
         return key
 
+    def _oldest_signer(self) -> ClusterKey:
+        """The oldest key that counts and is here."""
+        alive = (self._keys.of(row.generation) for row in self._rows if not row.retired)
+        return next((key for key in alive if key is not None), None) or self._signer()
+
     async def _enrol(self) -> None:
         """This process's own key and certificate."""
         path = self._folder / "node"
@@ -166,8 +176,11 @@ class ClusterIdentity:
             key = keyfiles.load_identity(path).key
         except NotFound:
             key = PrivateKey.generate()
-        member = await self._enter(key.public.raw, socket.gethostname(), SERVER_ROLES, int(FULL), ALL_POOLS)
-        joined = self._joined(member)
+        signer = self._oldest_signer()
+        member = await self._enter(
+            key.public.raw, socket.gethostname(), SERVER_ROLES, int(FULL), ALL_POOLS, signer.generation
+        )
+        joined = self._joined(member, signer)
         own = Identity(self._cluster, key, joined.statement, joined.anchors, joined.tls)
         keyfiles.save_identity(path, own)
         self._be(own)
@@ -186,11 +199,11 @@ class ClusterIdentity:
         return await self.member.dial(rest)
 
     async def _enter(
-        self, public: bytes, name: str, roles: tuple[str, ...], rights: int, pools: tuple[int, ...]
+        self, public: bytes, name: str, roles: tuple[str, ...], rights: int, pools: tuple[int, ...], generation: int
     ) -> said.MemberInfo:
         listed = tuple(str(role) for role in roles)
         found: said.MemberInfo = await self._call(
-            said.EnrolMember(name, public, listed, rights, pools, self._signer().generation)
+            said.EnrolMember(name, public, listed, rights, pools, generation)
         )
         return found
 
@@ -201,8 +214,10 @@ class ClusterIdentity:
 
     # ---- what is signed -------------------------------------------------------------------------------------
 
-    def _joined(self, member: said.MemberInfo, expires_ns: int = 0) -> messages.Joined:
-        signer = self._signer()
+    def _joined(
+        self, member: said.MemberInfo, signer: ClusterKey | None = None, expires_ns: int = 0
+    ) -> messages.Joined:
+        signer = signer or self._signer()
         roles = tuple(Role(role) for role in member.roles)
         certificate = Certificate(
             self._cluster,
@@ -254,7 +269,7 @@ class ClusterIdentity:
         a key to sign it with."""
         if self.own is None:
             return b""
-        now_s, what = self._clock.boot_s(), (self.trust.version, self.trust.ended, len(self._rows))
+        now_s, what = self._clock.boot_s(), (self.trust.version, self.trust.ended, self._rows)
         if self._news is None or self._news[0] != what or now_s - self._news[1] > NEWS_S:
             self._news = (what, now_s, messages.encode(self.learn_message()))
         return self._news[2]
@@ -268,6 +283,7 @@ class ClusterIdentity:
             self.trust.ended,
             self._clock.wall_ns(),
             self.own.statement,
+            max((row.generation for row in self._rows if row.retired), default=0),
         )
         handovers = tuple(row.handover for row in self._rows if row.handover)
         return messages.Learn(statements.sign(self.own.key, body), handovers)
@@ -329,7 +345,8 @@ class ClusterIdentity:
         row = rows.get(held.member)
         if row is None or row.revoked:
             raise NotAdmitted(Reason.UNKNOWN_KEY, "the key has no row; join again with a token")
-        return self._joined(await self._enter(row.public_key, row.name, row.roles, row.rights, row.pools))
+        newest = self._signer().generation
+        return self._joined(await self._enter(row.public_key, row.name, row.roles, row.rights, row.pools, newest))
 
     # ---- operator's commands --------------------------------------------------------------------------------
 
@@ -342,7 +359,7 @@ class ClusterIdentity:
         }
 
     async def token_create(self, arguments: dict[str, Any]) -> Any:
-        token = tokens.make(self._signer().key.public.fingerprint, self.addresses)
+        token = tokens.make(self._oldest_signer().key.public.fingerprint, self.addresses)
         role, rights = Role(arguments["role"]), int(arguments["rights"])
         if role == Role.NODE:
             rights = 0  # it acts by its role and gives no commands
@@ -400,7 +417,7 @@ class ClusterIdentity:
             raise MetadataError("EPERM", "this is the metadata server's own key: it cannot revoke itself")
         version = await self._call(said.RevokeMember(member.id))
         closed = self.connections.revoke(version, [member.id])
-        self.on_revoked()
+        self.on_change()
         server, sessions = self._server, list[int]()
         if server is not None:
             sessions = [session.id for session in server.sessions.all() if session.member == member.id]
@@ -421,6 +438,7 @@ class ClusterIdentity:
         self._rows = await self._ask(said.ListClusterKeys())
         self.trust.hand_over(handover)
         await self._enrol()
+        self._told()
         return {"generation": new.generation, "fingerprint": new.key.public.fingerprint.hex()}
 
     def _make_next(self, generation: int) -> ClusterKey:
@@ -434,6 +452,10 @@ class ClusterIdentity:
         newest = self._signer()
         if sum(not row.retired for row in self._rows) < 2:
             raise MetadataError("EINVAL", "no rotation is under way; trivium cluster rotate begins one")
+        if self.own is not None:
+            await self._enter(
+                self.own.key.public.raw, socket.gethostname(), SERVER_ROLES, int(FULL), ALL_POOLS, newest.generation
+            )
         await self._call(said.RetireClusterKey(newest.generation - 1, force))
         self._rows = await self._ask(said.ListClusterKeys())
         for row in self._rows:
@@ -442,7 +464,14 @@ class ClusterIdentity:
         self._keys = ClusterKeys(self._cluster, (newest,))
         keyfiles.save_cluster(self._path, self._keys)
         await self._enrol()
+        self._told()
         return {"generation": newest.generation, "fingerprint": newest.key.public.fingerprint.hex()}
+
+    def _told(self) -> None:
+        """The keys have changed: nodes hear of it now, clients with their next heartbeat."""
+        if self._server is not None:
+            self._server.key_generation = max((row.generation for row in self._rows), default=0)
+        self.on_change()
 
     def commands(self) -> dict[str, Any]:
         return {

@@ -7,13 +7,14 @@ Invariants
 1. Joining is idempotent: a node joins at each start, which brings a changed address or domain into the map.
 2. The leader believes what it is told by whoever answers at the addresses as that node, not what the joiner says.
 3. A drive that the map has under another node is not taken over here, and a removed one never comes back.
-4. A node that has once joined over a connection with a key joins with this key only (or by the Unix socket).
+4. A node that has once joined over a connection with a key joins with this key only (or by the Unix socket), until the
+   key is revoked.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ import trio
 from trivium.admin.processes.drives import DEFAULT_POOL
 from trivium.cluster import rootplan
 from trivium.cluster.errors import ClusterError
+from trivium.cluster.identity.keys import member_id
 from trivium.cluster.model import ClusterMap, DriveRow, NodeRow, PoolRow, Root
 from trivium.cluster.transport.dial import Dialer, who
 from trivium.cluster.wire import NodeReport
@@ -60,12 +62,20 @@ async def ask_back(dialer: Dialer, joiner: Joiner) -> NodeReport:
         raise MetadataError("EHOSTUNREACH", f"the node cannot be reached at its addresses: {error}") from None
 
 
-def rows_of(joiner: Joiner, report: NodeReport, cluster_map: ClusterMap) -> tuple[NodeRow, list[DriveRow]]:
-    """The node's row, and those of its drives that are new or have moved to another domain."""
+def rows_of(
+    joiner: Joiner, report: NodeReport, cluster_map: ClusterMap, revoked: Container[bytes] = ()
+) -> tuple[NodeRow, list[DriveRow]]:
+    """The node's row, and those of its drives that are new or have moved to another domain. `revoked`: members."""
     known = {row.id: row for row in cluster_map.drives}
     key = next((row.public_key for row in cluster_map.nodes if row.id == joiner.node), b"")
+    if key and member_id(key) in revoked:
+        key = b""
     if key and joiner.public_key and key != joiner.public_key:
-        raise MetadataError("EACCES", f"node {joiner.name} has joined with another key before; is it somebody else?")
+        raise MetadataError(
+            "EACCES",
+            f"node {joiner.name} has joined with another key before, which still counts: if that key is lost, revoke "
+            f"it (trivium cluster revoke {member_id(key).hex()[:12]})",
+        )
     rows = []
     names = {row.name for row in cluster_map.drives if row.reason != "removed"}
     for drive in sorted(report.drives, key=lambda drive: drive.path):
@@ -104,7 +114,7 @@ class Joining:
         async with self._lock:
             report = await ask_back(substrate.dialer, joiner)
             cluster_map: ClusterMap = leader.server.map
-            node, drives = rows_of(joiner, report, cluster_map)
+            node, drives = rows_of(joiner, report, cluster_map, leader.identity.trust.revoked)
 
             def execute(tx: Tx) -> None:
                 maprows.put_node(tx, node)

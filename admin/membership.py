@@ -33,6 +33,7 @@ from trivium.cluster.wire import DriveReport, NodeReport, Ping, Service, decode_
 
 log = logging.getLogger(__name__)
 
+DIAL_S = 5.0  # a handshake may take longer than an answer
 SILENT = "silent"  # a drive's state while its node is down
 
 
@@ -212,9 +213,11 @@ class Membership:
     async def _question(self, member: Member) -> NodeReport:
         limit_s = float("inf") if member.node == self._own else self._limit_s
         try:
+            if member.connection is None:
+                with trio.fail_after(max(limit_s, DIAL_S)):
+                    member.connection = await self._connect(member.node)
+            connection = member.connection
             with trio.fail_after(limit_s):
-                connection = member.connection or await self._connect(member.node)
-                member.connection = connection
                 if self.tell is not None and member.node != self._own and (news := self.tell()):
                     await self._inform(member, connection, news)
                 reply = await connection.request(Service.NODE, encode_node_request(Ping()))

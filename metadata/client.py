@@ -109,6 +109,7 @@ class MetadataClient:
         self.seq = 0
         self.grant = b""  # the newest: what HELLO and Present show to nodes
         self.on_grant: Callable[[int, bytes], None] = lambda session, grant: None  # hears of each
+        self.on_key: Callable[[int], None] = lambda generation: None  # hears which key of the cluster is the newest
         self._guest = b""
         self.trouble = ""  # why the newest request that nobody answered failed
         self.on_map: Callable[[ClusterMap, frozenset[bytes]], None] | None = None
@@ -264,6 +265,7 @@ class MetadataClient:
             return False
         assert isinstance(answer, messages.Pulse)
         self._granted(session, answer.grant)
+        self.on_key(answer.key_generation)
         self._heard(answer.cluster_map, answer.groups, frozenset(answer.down), answer.seq)
         if answer.incarnation != self._incarnation:
             self._lapse()

@@ -864,6 +864,7 @@ class Pulse(Message, tag="pulse", frozen=True):
     down: tuple[bytes, ...] = ()  # drives
     incarnation: bytes = b""
     grant: bytes = b""  # renewed
+    key_generation: int = 0  # of the cluster's newest key: an older certificate wants to be renewed
 
 
 class Goodbye(Message, tag="goodbye", frozen=True):

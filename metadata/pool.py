@@ -68,7 +68,7 @@ async def connect_pool(
         io_timeout=io_timeout,
         run_directory=str(reach.directory),
     )
-    metadata.on_grant, way.be_guest = way.granted, metadata.be_guest
+    metadata.on_grant, metadata.on_key, way.be_guest = way.granted, way.heard_of_key, metadata.be_guest
 
     async def connect_node(node: bytes) -> Connection:
         return await way.dialer.node(node, addresses_of(metadata.map(), node))

@@ -16,18 +16,19 @@ Invariants
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import trio
 
 from trivium.cluster.clock import Clock
 from trivium.cluster.errors import Refused, Unavailable
-from trivium.cluster.identity import keyfiles, messages, statements
+from trivium.cluster.identity import joining, keyfiles, messages, statements
 from trivium.cluster.identity.keys import PrivateKey
 from trivium.cluster.identity.member import Member
 from trivium.cluster.transport.dial import Dialer
@@ -37,10 +38,13 @@ from trivium.cluster.transport.quic.address import SCHEME
 from trivium.cluster.transport.unix import UnixConnection
 from trivium.cluster.wire import Service
 
+log = logging.getLogger(__name__)
+
 TRANSPORT = "TRIVIUM_TRANSPORT"  # environment variable; "quic": no node's socket, not even on this host
 KEY_FILES = ("client", "node")
 PRESENT_S = 15.0  # a grant lasts 60 s
 GRANT_WAIT_S = 5.0
+TLS_LATER_S = 30.0
 GUEST_RENEWAL_S = 6 * 3600.0  # a guest's certificate lasts a day
 _ADDRESS = re.compile(r"(quic:)?(\[[0-9A-Fa-f:.]+\]|[^:/\[\]\s]+):\d{1,5}")
 
@@ -102,19 +106,23 @@ def quic_only() -> bool:
 class Way:
     """A process's connections into a pool. `be_guest(member)` asks for grants; `granted` hears of them."""
 
-    def __init__(self, reach: Reach, clock: Clock) -> None:
+    def __init__(self, reach: Reach, clock: Clock, member: Member | None = None) -> None:
+        """`member`: who this process is already, instead of who the key file says."""
         self._reach, self._clock = reach, clock
-        self._member: Member | None = None
+        self._member = member
         self._guest_since_s: float | None = None  # boot time
         self._introducing = trio.Lock()
         self._addresses: tuple[str, ...] = ()
         self._next, self._session = 0, 0
         self._news = trio.Event()
         self._have_grant = trio.Event()
+        self._outdated = False
         self.be_guest: Callable[[bytes], None] = lambda member: None
         self.dialer = Dialer(reach.directory, local=not quic_only())
         self.dialer.register("quic", self._node)
-        if not reach.local:
+        if member is not None:
+            self._addresses = reach.addresses or _over_quic(member.identity)
+        elif not reach.local:
             self._load()
 
     def _load(self) -> None:
@@ -126,7 +134,7 @@ class Way:
             )
         identity = keyfiles.load_identity(path)
         self._member = Member(identity, self._clock)
-        self._addresses = self._reach.addresses or tuple(a for a in identity.addresses if a.startswith(SCHEME))
+        self._addresses = self._reach.addresses or _over_quic(identity)
         if not self._addresses:
             raise Refused(f"{path} has no address of the metadata server; name it with --connect HOST:PORT")
 
@@ -175,17 +183,54 @@ class Way:
                 self._session = session
                 self._news.set()
 
+    def heard_of_key(self, generation: int) -> None:
+        """The cluster's newest key is of this generation."""
+        if self._member is not None and self._member.certificate.generation < generation:
+            self._outdated = True
+            self._news.set()
+
     async def keep_presenting(self) -> None:
         """Show newer grants to the nodes that are connected, while the process lives."""
         while True:
             with trio.move_on_after(PRESENT_S):
                 await self._news.wait()
             self._news = trio.Event()
-            if self._member is not None and self._member.grant:
-                await self._stay_guest(self._member)
-                await self._member.present()
+            if self._member is not None:
+                with suppress(Unavailable):
+                    await self._stay(self._member)
+                if self._member.grant:
+                    await self._member.present()
 
-    async def _stay_guest(self, member: Member) -> None:
-        if self._guest_since_s is not None and self._clock.boot_s() - self._guest_since_s > GUEST_RENEWAL_S:
-            with suppress(Unavailable):
-                member.adopt((await self._introduce(member.identity.key)).identity)
+    async def _stay(self, member: Member) -> None:
+        """Certificates of an older key of the cluster, and a guest's after hours, are renewed."""
+        since_s = self._guest_since_s
+        if since_s is not None and (self._outdated or self._clock.boot_s() - since_s > GUEST_RENEWAL_S):
+            member.adopt((await self._introduce(member.identity.key)).identity)
+            self._outdated = False
+        elif self._outdated:
+            await self.renew_certificate(member)
+            self._outdated = False
+
+    async def renew_certificate(self, member: Member) -> None:
+        """Have it certified by the cluster's newest key; the key file follows. Unavailable."""
+        connection = await self.metadata()
+        try:
+            renewed = await joining.reissue(connection, member.identity, member.trust)
+        except Refused as error:
+            raise Unavailable(f"the certificate is not renewed: {error}") from None
+        finally:
+            await connection.aclose()
+        path = self._reach.key_file
+        if path is not None:
+            try:
+                keyfiles.save_identity(path, renewed)
+            except OSError as error:
+                log.warning("the renewed certificate is not stored in %s: %s", path, error)
+        if renewed.tls:  # clients hear of the newer key with their next heartbeat: until then they believe the older
+            member.adopt(replace(renewed, tls=member.identity.tls))
+            await trio.sleep(TLS_LATER_S)
+        member.adopt(renewed)
+
+
+def _over_quic(identity: keyfiles.Identity) -> tuple[str, ...]:
+    return tuple(address for address in identity.addresses if address.startswith(SCHEME))

@@ -34,6 +34,8 @@ def metadata(data: DataDir | None, **options: Any) -> None:
 
 
 async def _copy(data: DataDir, target: str) -> None:
+    if not data.reach.local:
+        raise CommandError("a copy is written by the metadata server: give this command on its host, --connect DIR.")
     await admin_call(data, "metadata_copy", path=target)
 
 

@@ -97,7 +97,8 @@ def _parts(file: BinaryIO, literal: str | None, length: int | None) -> Iterator[
         yield os.fsencode(literal)[:length]
         return
     left = length
-    while part := file.read(STEP if left is None else min(STEP, left)):
+    raw: BinaryIO = getattr(file, "raw", file)  # a thread that waits in a buffered reader would abort the process's end
+    while part := raw.read(STEP if left is None else min(STEP, left)):
         yield part
         left = None if left is None else left - len(part)
 

@@ -83,6 +83,7 @@ class Leader:
         self.starter = substrate.random.randbytes(16)
         self.register = DriveRegister(substrate.router, [drive.id for drive in substrate.map.drives], self.starter)
         self.memory = MemoryServer("memory:metadata")
+        self._looking = trio.CancelScope()
         self._lease = LeaderLease(substrate.t_s)
         self._inodes, self._inodes_until_s = 0, 0.0
         self.server: MetadataServer
@@ -96,6 +97,7 @@ class Leader:
 
     async def begin(self, low: trio.Nursery, env: Credential | None) -> None:
         """Claim, take over, recover. `low` outlives the server: it runs the log."""
+        low.start_soon(self._look)
         await self._claim()
         try:
             self.log = await takeover(
@@ -140,6 +142,11 @@ class Leader:
             room=disk,
             timeout_s=self.substrate.t_s,
         )
+
+    async def _look(self) -> None:
+        """Ask the nodes again while the beginning waits for drives: one that was slow to answer must not stay away."""
+        with self._looking:
+            await self.substrate.watch.run()
 
     async def _keep_lease(self) -> None:
         """Ask the root drives every T/8 whether they still obey; without a majority for T/2 nothing is answered."""
@@ -198,10 +205,11 @@ class Leader:
         )
         top.start_soon(self.chunks.run)
         await self.identity.serve(self.client, self.server)
-        substrate.watch.tell, self.identity.on_revoked = self.identity.news, substrate.watch.look
+        substrate.watch.tell, self.identity.on_change = self.identity.news, substrate.watch.look
         self.upkeep = Upkeep(self, self._metalog, self._log_parts())
         await self.upkeep.start(top)
         substrate.watch.listeners.append(self._drives_changed)
+        self._looking.cancel()
         top.start_soon(substrate.watch.run)
         if env is not None and not self.formed_now:
             await self._set_root_credential(env)

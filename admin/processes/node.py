@@ -29,7 +29,7 @@ from trivium.admin.processes import drives
 from trivium.admin.processes.nodedoor import NodeDoor
 from trivium.admin.processes.stopping import stop_on_signal
 from trivium.admin.tokenjoin import join_and_store
-from trivium.cluster.clock import SystemClock, ThreadExecutor
+from trivium.cluster.clock import Clock, SystemClock, ThreadExecutor
 from trivium.cluster.errors import ClusterError, InUse, NotFound, Unavailable
 from trivium.cluster.files import FileOps, RealFiles
 from trivium.cluster.identity import keyfiles, statements
@@ -39,11 +39,12 @@ from trivium.cluster.identity.statements import Certificate, Role
 from trivium.cluster.node import Node
 from trivium.cluster.transport.unix import UnixServer
 from trivium.metadata.messages import MetadataError
-from trivium.metadata.reach import Reach
+from trivium.metadata.reach import Reach, Way
 
 log = logging.getLogger(__name__)
 
 RETRY_S = 0.5
+RENEW_AGAIN_S = 10.0
 Ready = Callable[[dict[str, Any]], None]
 
 
@@ -73,12 +74,15 @@ class NodeOptions:
     @property
     def pool(self) -> DataDir:
         """Where the metadata server is."""
+        own = self.key_file
         if self.connect is None:
-            return self.data if self.key_file.exists() else DataDir(default_data_dir().absolute())
+            return self.data if own.exists() else DataDir(default_data_dir().absolute())
         reach = self.connect.reach
-        if not reach.addresses:
-            return self.connect
-        return DataDir(self.data.path, Reach(self.data.path, reach.addresses, reach.identity or self.key_file))
+        if reach.addresses:
+            return DataDir(self.data.path, Reach(self.data.path, reach.addresses, reach.identity or own))
+        if not reach.local and reach.identity is None and own.exists():  # a client's directory: a node is no client
+            return self.data
+        return self.connect
 
     @property
     def called(self) -> str:
@@ -139,7 +143,10 @@ async def _serve(options: NodeOptions, ready: Ready) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(stop_on_signal, nursery.cancel_scope)
             member = Member(own, clock) if own is not None else None
-            addresses = await _listen(options, NodeDoor(node, member), member, nursery)
+            door = NodeDoor(node, member)
+            addresses = await _listen(options, door, member, nursery)
+            if member is not None:
+                nursery.start_soon(_keep_certified, options, door, member, clock)
             joined = trio.Event()
             nursery.start_soon(_join, options, node_id, addresses, joined)
             if fresh:
@@ -203,6 +210,20 @@ async def _listen(
     await nursery.start(quic.serve, door.handle)
     addresses.append(listening.told(quic, options.advertise, options.pool.reach.addresses or member.identity.addresses))
     return addresses
+
+
+async def _keep_certified(options: NodeOptions, door: NodeDoor, member: Member, clock: Clock) -> None:
+    """Have a newer key of the cluster certify this node."""
+    while True:
+        await door.outdated.wait()
+        reach = Reach(options.data.path, options.pool.reach.addresses, options.key_file)
+        try:
+            await Way(reach, clock, member).renew_certificate(member)
+            log.info("certified by generation %d of the cluster's key", member.certificate.generation)
+            door.outdated = trio.Event()
+        except ClusterError as error:
+            log.warning("%s", error)
+            await trio.sleep(RENEW_AGAIN_S)
 
 
 async def _begin(

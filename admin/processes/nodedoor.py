@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 
 import msgspec
+import trio
 
 from trivium.admin.processes.door import known
 from trivium.cluster.identity import messages
@@ -31,6 +32,7 @@ class NodeDoor:
 
     def __init__(self, node: Node, member: Member | None) -> None:
         self._node, self._member = node, member
+        self.outdated = trio.Event()  # the cluster has a newer key than the one that certified this node
 
     async def handle(self, peer: Peer, service: int, body: bytes, payload: memoryview) -> Reply:
         access = known(peer)
@@ -58,11 +60,12 @@ class NodeDoor:
             case _:
                 raise NotAdmitted(Reason.MISSING_RIGHT, "a node lets nobody join: ask the metadata server")
 
-    @staticmethod
-    def _learn(member: Member, request: messages.Learn) -> None:
+    def _learn(self, member: Member, request: messages.Learn) -> None:
         for handover in request.handovers:
             member.trust.hand_over(handover)
         member.trust.learn(request.revocations)
+        if member.outdated:
+            self.outdated.set()
         closed = member.connections.check()
         if closed:
             log.info("%d connections were closed: their keys are revoked or their sessions have ended", closed)

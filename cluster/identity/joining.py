@@ -6,6 +6,8 @@ certificate with `certificates.verify_server(leaf, [pinned key], Role.METADATA)`
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from trivium.cluster.errors import Refused
 from trivium.cluster.identity import certificates, messages, statements
 from trivium.cluster.identity.keyfiles import Identity
@@ -13,6 +15,7 @@ from trivium.cluster.identity.keys import PrivateKey, PublicKey
 from trivium.cluster.identity.refusals import NotAdmitted, Reason
 from trivium.cluster.identity.statements import Certificate
 from trivium.cluster.identity.tokens import PIN_BYTES, JoinToken
+from trivium.cluster.identity.trust import Trust
 from trivium.cluster.transport.interface import Connection
 from trivium.cluster.wire import Service
 
@@ -23,6 +26,23 @@ async def join(connection: Connection, token: JoinToken, key: PrivateKey, name: 
     reply = await connection.request(Service.IDENTITY, messages.encode(request))
     answer = statements.decode(messages.Joined, reply.body)
     return check(answer, token, key)
+
+
+async def reissue(connection: Connection, identity: Identity, trust: Trust) -> Identity:
+    """A certificate under the cluster's newest key, for a member that is in. Refused, Unavailable."""
+    reply = await connection.request(Service.IDENTITY, messages.encode(messages.Reissue()))
+    answer = statements.decode(messages.Joined, reply.body)
+    for handover in answer.handovers:
+        with suppress(NotAdmitted):  # of a generation before those that are known here
+            trust.hand_over(handover)
+    certificate = trust.certificate(answer.statement)
+    if certificate.public != identity.key.public.raw:
+        raise NotAdmitted(Reason.UNKNOWN_KEY, "the certificate that was answered is for another key")
+    known = trust.anchors
+    anchors = tuple((g, pem) for g, pem in answer.anchors if g in known and certificates.public_of(pem) == known[g].raw)
+    return Identity(
+        identity.cluster, identity.key, answer.statement, anchors, answer.tls, answer.addresses or identity.addresses
+    )
 
 
 def check(answer: messages.Joined, token: JoinToken, key: PrivateKey) -> Identity:

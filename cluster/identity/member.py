@@ -49,7 +49,7 @@ class Member:
         engine: str | None = None,
     ) -> None:
         self.trust = trust or Trust(identity.cluster, clock)
-        self.connections = connections or Connections(self.trust)
+        self.connections = connections if connections is not None else Connections(self.trust)
         self.grant = b""  # the newest, of a client's session
         self.engine = engine
         self._servers: list[QuicServer] = []
@@ -69,6 +69,11 @@ class Member:
     def certificate(self) -> Certificate:
         """What the cluster said of it, as its own file has it."""
         return statements.peek(Certificate, self.identity.statement)
+
+    @property
+    def outdated(self) -> bool:
+        """The cluster has a newer key than the one that signed its certificate."""
+        return self.certificate.generation < max(self.trust.anchors)
 
     # ---- as a client ----------------------------------------------------------------------------------------
 

@@ -97,6 +97,7 @@ class Revocations(Body, frozen=True):
     sessions: tuple[int, ...]  # ended of late: grants of theirs may still be about
     now_ns: int
     issuer: bytes
+    retired: int = 0  # generations of the cluster's key up to this one count no more
 
 
 def sign(key: PrivateKey, body: Body) -> bytes:

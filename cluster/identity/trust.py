@@ -195,6 +195,8 @@ class Trust:
         self.clock.heard(found.now_ns)
         self.revoke(found.version, found.members)
         self.end_sessions(found.sessions)
+        for generation in [known for known in self._anchors if known <= found.retired]:
+            self.retire(generation)
         return found
 
     def revoke(self, version: int, members: Iterable[bytes]) -> None:

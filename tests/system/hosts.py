@@ -11,8 +11,9 @@ import socket
 from pathlib import Path
 
 from tests.system.pool import wait_for
-from tests.system.test_nodes import SILENCE_S, Processes
+from tests.system.test_nodes import Processes
 
+SILENCE_S = 8.0  # a node's answer may take a quarter of it: handshakes on a busy machine
 ROOT = {"TRIVIUM_ROOT_USER": "test-root", "TRIVIUM_ROOT_PASSWORD": "test-secret-of-root"}
 
 
@@ -47,8 +48,13 @@ class Hosts(Processes):
 
     def metadata(self) -> None:
         """Begin the metadata server (it is ready when nodes have brought drives)."""
-        toml = self.engine("metadata") + self.metadata_toml + f'listen = "127.0.0.1:{self.port("metadata")}"\n'
-        self.begin("metadata", "metadata", toml)
+        self.begin(
+            "metadata",
+            "metadata",
+            self.engine("metadata")
+            + f'[metadata]\ndata = "{self.data}"\nprofile = "4+2"\nsilence_s = {SILENCE_S}\n'
+            + f'listen = "127.0.0.1:{self.port("metadata")}"\n',
+        )
         wait_for(lambda: (self.data / "run" / "trivium.sock").exists(), f"the socket\n{self.said('metadata')}")
 
     def operator(self, *arguments: str) -> str:
@@ -80,7 +86,7 @@ class Hosts(Processes):
         self.join_client(self.client, "--right", "admin", "--name", "gateway")
         self.env["TRIVIUM_CONNECT"] = str(self.client)
         port = free_port(socket.SOCK_STREAM)
-        self.start("s3", "s3", f'connect = "{self.client}"\n[s3]\nlisten = "127.0.0.1:{port}"\n')
+        self.start("s3", "s3", self.engine("s3") + f'connect = "{self.client}"\n[s3]\nlisten = "127.0.0.1:{port}"\n')
         self.env |= {
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
             "AWS_ACCESS_KEY_ID": ROOT["TRIVIUM_ROOT_USER"],
@@ -106,6 +112,3 @@ class Hosts(Processes):
 
     def said_by_all(self) -> str:
         return "\n".join(f"== {name}\n{self.said(name)}" for name in self.running)
-
-
-__all__ = ["ROOT", "SILENCE_S", "Hosts", "free_port"]

@@ -1,8 +1,13 @@
-"""A cluster of processes that have nothing in common but UDP: formed by tokens, used by S3 and a mount."""
+"""A cluster of processes that have nothing in common but UDP: formed by tokens, used by S3 and a mount, restarted.
+
+Both QUIC engines by turns; TRIVIUM_TEST_ENGINES=aioquic (or qh3) tries one alone.
+"""
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,13 +15,17 @@ from pathlib import Path
 import pytest
 
 from tests.system.hosts import Hosts
+from tests.system.pool import wait_for
 from tests.system.test_nodes import check
+
+ENGINES = tuple(os.environ.get("TRIVIUM_TEST_ENGINES", "qh3,aioquic").split(","))
+NODES = "SELECT name, hex(addresses) AS addresses FROM nodes"
 
 
 @pytest.fixture
 def hosts() -> Iterator[Hosts]:
     with tempfile.TemporaryDirectory(prefix="trivium-test-") as directory:
-        made = Hosts(Path(directory))
+        made = Hosts(Path(directory), ENGINES)
         try:
             yield made
         finally:
@@ -46,4 +55,22 @@ def test_three_hosts_form_a_cluster_by_tokens_and_serve_s3_and_a_mount(hosts: Ho
     assert {drive["domain"] for drive in status["drives"]} == {"rack/h0", "rack/h1", "rack/h2"}
     members = hosts.trivium("cluster", "members").stdout
     assert members.count(" node ") >= 3 and "gateway" in members
+
+    hosts.kill("n1")
+    del hosts.ports["n1"]  # it comes back elsewhere
+    hosts.host(1)
+    port = str(hosts.port("n1")).encode().hex()
+    wait_for(lambda: port in hosts.operator("metadata", "query", NODES).lower(), "its new address in the map")
+    hosts.kill("metadata")
+    hosts.metadata()
+    hosts.wait_whole()
+    hosts.kill("n0")  # so that the moved one is needed
+    check(hosts, mountpoint, bodies)
+    hosts.host(0)
+    hosts.wait_whole()
+    bodies["later"] = source.randbytes(2_000_000)
+    s3.put_object(Bucket="shelf", Key="later", Body=bodies["later"])
+    check(hosts, mountpoint, bodies)
     assert hosts.trivium("umount", mountpoint).returncode == 0
+    for name in ("s3", "n0", "n1"):
+        assert hosts.end(name, signal.SIGTERM) == 0
