@@ -4,7 +4,7 @@ PY := .venv/bin/python
 BIN := .venv/bin
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help setup setup-test demo test up bench scale soak soak-sim soak-rot mutations lint docs lock clean
+.PHONY: help setup setup-test demo test up bench scale soak soak-hosts soak-sim soak-rot mutations lint docs lock clean
 help:           ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
 
@@ -31,6 +31,9 @@ scale: setup-test ## placement at 10 to 10,000 drives: balance, repair, probabil
 
 soak: setup-test ## long runs that add up: a ledger in .soak/ keeps the rounds and seeds done (ROUNDS=200)
 	$(PY) -m tests.soak --rounds $(or $(ROUNDS),200)
+
+soak-hosts: setup-test ## hosts in namespaces with either QUIC engine, or Unix sockets; 100,000 malformed datagrams (root)
+	TRIVIUM_SOAK_HOSTS=1 $(PY) -m pytest -s tests/system/test_network.py tests/system/test_hosts.py tests/system/test_hosts_wire.py
 
 soak-sim: setup-test ## whole-cluster simulations with new seeds, counted in .soak/sim.jsonl (SEEDS=500)
 	$(PY) -m tests.simsoak --seeds $(or $(SEEDS),500) --jobs 2

@@ -125,6 +125,8 @@ class Joining:
                 await leader.change_map(execute)
                 log.info("node %s joined with %d new drives", joiner.name, len(drives))
             await substrate.watch.refresh()
+            if drives:
+                await leader.server.groups.renew()  # new data uses them at once
             leader.upkeep.drives_changed()
             await spread_root(leader)
         cluster_map = leader.server.map

@@ -26,3 +26,5 @@ def configure(log_format: str, level: str) -> None:
     text = logging.Formatter("%(asctime)s %(levelname)-7s %(message)s")
     handler.setFormatter(JsonFormatter() if log_format == "json" else text)
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
+    if level.lower() != "debug":
+        logging.getLogger("quic").setLevel(logging.WARNING)  # an engine tells of each handshake at "info"

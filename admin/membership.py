@@ -8,7 +8,8 @@ Invariants
    start marks nobody in the first T. The node of this very process answers or the process is dead: it is never silent.
 2. Down is memory: it closes groups, makes readers look elsewhere and replaces replicas of open log segments; it is
    never checked at a commit. A drive that its own node cannot use (failed, wiped, missing) is down at once.
-3. Listeners hear of every change of the drives' states, one change at a time.
+3. Listeners hear of every change of the drives' states, one change at a time. They may take long (a record of the
+   log, which may wait for the very drive that went away): asking goes on meanwhile, and `on_change` is told at once.
 """
 
 from __future__ import annotations
@@ -75,10 +76,13 @@ class Membership:
         self.tell: Callable[[], bytes] | None = None  # what nodes are told with each question (Service.IDENTITY)
         self.reports: dict[bytes, DriveReport] = {}
         self.listeners: list[Callable[[], Awaitable[None]]] = []
+        self.on_change: Callable[[], None] = lambda: None
         self._members: dict[bytes, Member] = {own: Member(own, heard_s=clock.boot_s())}
         self._look = trio.Event()
         self._more = trio.Event()
         self._telling = trio.Lock()
+        self._untold = False
+        self._news = trio.Event()
 
     # ---- what is known --------------------------------------------------------------------------------------
 
@@ -146,23 +150,30 @@ class Membership:
         self._look.set()
         self._look = trio.Event()
 
-    async def refresh(self) -> None:
-        """Ask every node once; those that take longer than a heartbeat are not waited for."""
+    async def refresh(self, *, settle: bool = True) -> None:
+        """Ask every node once; those that take longer than a heartbeat are not waited for. With `settle` the listeners
+        have acted upon it when this returns."""
         with trio.move_on_after(self._period_s):
             async with trio.open_nursery() as nursery:
                 for member in self.members():
                     if member.node != self._own:
                         nursery.start_soon(self._ask, member)
         await self._ask(self._members[self._own])
+        if settle:
+            await self._tell()
+        else:
+            self._news.set()
 
     async def run(self) -> None:
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._keep_telling)
             running: set[bytes] = set()
 
             async def keep(node: bytes) -> None:
                 while node in self._members:
                     look = self._look
                     await self._ask(self._members[node])
+                    self._news.set()
                     with trio.move_on_after(self._period_s):
                         await look.wait()
                 running.discard(node)
@@ -197,7 +208,7 @@ class Membership:
                     self.liveness.heartbeat(drive.drive, asked_s, drive.state, drive.text)
             finally:
                 member.asked_s = None
-        await self._tell()
+        self._note()
 
     async def _question(self, member: Member) -> NodeReport:
         limit_s = float("inf") if member.node == self._own else self._limit_s
@@ -234,19 +245,31 @@ class Membership:
 
     # ---- telling --------------------------------------------------------------------------------------------
 
+    def _note(self) -> None:
+        before = {drive: report.state for drive, report in self.reports.items()}
+        self.reports = self._reports()
+        after = {drive: report.state for drive, report in self.reports.items()}
+        if before == after:
+            return
+        for drive in sorted(after):
+            if before.get(drive, "ok") != after[drive]:
+                found = self.reports[drive]
+                log.warning("drive %s is %s: %s", found.path or drive.hex(), found.state, found.text or "back")
+        self._untold = True
+        self.on_change()
+
+    async def _keep_telling(self) -> None:
+        while True:
+            await self._news.wait()
+            self._news = trio.Event()
+            await self._tell()
+
     async def _tell(self) -> None:
         async with self._telling:
-            before = {drive: report.state for drive, report in self.reports.items()}
-            self.reports = self._reports()
-            after = {drive: report.state for drive, report in self.reports.items()}
-            if before == after:
-                return
-            for drive in sorted(after):
-                if before.get(drive, "ok") != after[drive]:
-                    found = self.reports[drive]
-                    log.warning("drive %s is %s: %s", found.path or drive.hex(), found.state, found.text or "back")
-            for listener in self.listeners:
-                await listener()
+            if self._untold:
+                self._untold = False
+                for listener in self.listeners:
+                    await listener()
 
     def _reports(self) -> dict[bytes, DriveReport]:
         """Each drive as the node reports it that has it by the map (else any); in a down node's name: silent."""

@@ -123,15 +123,17 @@ def _operator(leader: Leader, drives: list[dict[str, Any]]) -> list[str]:
 
 
 def _nodes(leader: Leader) -> list[dict[str, Any]]:
-    """Every node of the map: up, silent (counted as away, though perhaps only for a moment), or down."""
+    """Every node of the map: up, silent (counted as away, though perhaps only for a moment), or down.
+
+    One that has no drives any more and does not answer has left: nothing depends on it."""
     watch = leader.substrate.watch
     names = {row.id: row.name for row in leader.server.map.drives}
     found = []
     for member in watch.members():
-        if not member.drives and member.node == leader.substrate.node_id:
-            continue
         silent_s = watch.silent_for_s(member)
         state = "down" if member.down else "silent" if member in watch.silent() else "up"
+        if not member.drives and (member.node == leader.substrate.node_id or state != "up"):
+            continue
         found.append(
             {
                 "name": member.name,

@@ -1,7 +1,11 @@
 """Restoring the copies of a log: closed segments are copied, the open one is left (LogWriter.leave).
 
-Invariant: the chain names a drive only after every record of the segment, up to its recorded last seq, is durable
-there; what a source holds beyond that seq is not copied.
+Invariants
+1. The chain names a drive only after every record of the segment, up to its recorded last seq, is durable there; what a
+   source holds beyond that seq is not copied.
+2. A drive that the chain does not name for a closed segment may have a file of it from before it was left (it was
+   silent, it returned). A whole one is taken as it is; nothing needs any other, and it makes room for the copy once a
+   source has been read.
 """
 
 from __future__ import annotations
@@ -10,7 +14,7 @@ import logging
 from collections.abc import Collection
 
 from trivium.cluster import logsegment
-from trivium.cluster.errors import ClusterError, Unavailable
+from trivium.cluster.errors import ClusterError, NotFound, Unavailable
 from trivium.cluster.log import LogParts, LogWriter
 from trivium.cluster.logfile import encode_append
 from trivium.cluster.logplan import Chain
@@ -87,9 +91,24 @@ async def _copy(parts: LogParts, entry: SegmentEntry, target: bytes) -> None:
         except ClusterError as error:
             failure = error
             continue
-        await _write(parts, state.head, target, encode_append(records, entry.segment))
+        if not await _is_whole(parts, entry, target, records[-1].hash if records else state.head.previous_hash):
+            await _write(parts, state.head, target, encode_append(records, entry.segment))
         return
     raise failure
+
+
+async def _is_whole(parts: LogParts, entry: SegmentEntry, target: bytes, last_hash: bytes) -> bool:
+    """Whether the drive has exactly these records already. What else it has of the segment is removed."""
+    try:
+        there = await logsegment.stat(parts.nodes, target, entry.segment)
+    except NotFound:
+        return False
+    if (there.last_seq, there.last_hash) == (entry.last_seq, last_hash):
+        await logsegment.seal(parts.nodes, target, entry.segment)
+        return True
+    for error in logsegment.failures(await logsegment.remove(parts.nodes, (target,), entry.segment)).values():
+        raise error
+    return False
 
 
 async def _write(parts: LogParts, head: LogHead, target: bytes, data: bytes) -> None:

@@ -58,6 +58,12 @@ def narrow(profile: Profile, drives: int) -> Profile | None:
     return Profile(k, drives - k, profile.codec)
 
 
+def least(profile: Profile, k: int, m: int) -> int:
+    """Shards that must be durable before a chunk counts, in a pool of k+m: one more than it takes to read it; all of a
+    narrow one, which has been cut short already."""
+    return profile.width if profile.width < k + m else min(profile.k + 1, profile.width)
+
+
 def propose(
     cluster_map: ClusterMap,
     profile: Profile,

@@ -12,7 +12,8 @@ One put, for one chunk:
 Invariants
 1. An id is used for one attempt: a shard is written once, and no file of an abandoned attempt can be taken for the
    chunk's (the nonce differs, too).
-2. A chunk is answered only with at least min(k+1, k+m) durable shards; each shard not known to be durable is listed.
+2. A chunk is answered only with at least min(k+1, k+m) durable shards, all of a narrow one (placement.least, which
+   its commit asks for, too); each shard not known to be durable is listed.
 3. An id that is not answered is given up, once nothing of the attempt is on its way any more.
 """
 
@@ -32,7 +33,7 @@ from trivium.cluster.latency import Latencies, put_wait_s
 from trivium.cluster.model import ChunkId, Group, NewChunk, Profile
 from trivium.cluster.nodes import Nodes
 from trivium.cluster.pieces import Draft, Order, Written
-from trivium.cluster.placement import narrow
+from trivium.cluster.placement import least, narrow
 from trivium.cluster.shardfile import ShardSpec, build_headers
 from trivium.cluster.wire import Outcomes, PutShard, PutShards
 
@@ -94,17 +95,13 @@ def build_messages(
     ]
 
 
-def quorum(profile: Profile) -> int:
-    """Shards that must be durable before a put answers."""
-    return min(profile.k + 1, profile.width)
-
-
 @dataclass(slots=True)
 class _Attempt:
     """One chunk id's way to the drives."""
 
     chunk: ChunkId
     group: Group
+    least: int  # shards that must be durable before the put answers
     pending: set[int] = field(default_factory=set)
     durable: set[int] = field(default_factory=set)
     failed: dict[int, ClusterError] = field(default_factory=dict)
@@ -115,11 +112,11 @@ class _Attempt:
 
     @property
     def enough(self) -> bool:
-        return len(self.durable) >= quorum(self.group.profile)
+        return len(self.durable) >= self.least
 
     @property
     def hopeless(self) -> bool:
-        return len(self.durable) + len(self.pending) < quorum(self.group.profile)
+        return len(self.durable) + len(self.pending) < self.least
 
     @property
     def missing(self) -> int:
@@ -165,8 +162,9 @@ class ChunkWriter:
         failed: dict[bytes, ClusterError] = {}  # drives that refused in this put
         silent: set[bytes] = set()
         for patience in range(1, ATTEMPTS + 1):
-            group = await self._choose(order.pool, failed, silent)
-            attempt = _Attempt(ChunkId(self._catalog.session, self._catalog.next_counter()), group)
+            group = await self._choose(order.pool, failed, silent, patience)
+            chunk = ChunkId(self._catalog.session, self._catalog.next_counter())
+            attempt = _Attempt(chunk, group, self._least(group))
             nonce = self._random.randbytes(16)
             try:
                 identity = Identity(self._cluster, attempt.chunk, nonce)
@@ -188,9 +186,14 @@ class ChunkWriter:
 
     # ---- choosing -------------------------------------------------------------------------------------------
 
-    async def _choose(self, pool: int, failed: Mapping[bytes, ClusterError], silent: Collection[bytes]) -> Group:
+    async def _choose(
+        self, pool: int, failed: Mapping[bytes, ClusterError], silent: Collection[bytes], patience: int
+    ) -> Group:
         """An open group whose drives all seem well; else one that the catalog offers without those that do not; else
-        an open one where k+1 may do. Silence is a hint (all are silent on an overloaded machine), a refusal is not."""
+        an open one where k+1 may do; else one that the catalog offers without those that are known to be gone.
+
+        Silence is a hint (all are silent on an overloaded machine), a refusal is not: silent drives neither make the
+        pool full nor, at first, a group with less parity than the pool promises."""
         groups = self._catalog.open_groups(pool)
         now = trio.current_time()
         self._suspects = {drive: until for drive, until in self._suspects.items() if until > now}
@@ -203,16 +206,29 @@ class ChunkWriter:
         offered, until = self._offered.get(pool, (None, 0.0))
         if offered is not None and until > now and bad.isdisjoint(offered.drives):
             return offered
-        try:
-            group = await self._catalog.offer(pool, without=frozenset(bad))
-            self._offered[pool] = (group, trio.current_time() + SUSPECT_S)
-            return group
-        except (NoSpace, Unavailable) as error:
+        parity = next((row.m for row in self._catalog.map().pools if row.id == pool), 0)
+        weaker: Group | None = None
+        for avoided in dict.fromkeys((frozenset(bad), frozenset(dead))):
+            try:
+                group = await self._catalog.offer(pool, without=avoided)
+            except (NoSpace, Unavailable) as error:
+                why: ClusterError = error
+            else:
+                if group.m >= parity or patience > ATTEMPTS // 2:
+                    self._offered[pool] = (group, trio.current_time() + SUSPECT_S)
+                    return group
+                weaker = weaker or group
             ranked = [(len(dead.intersection(g.drives)), len(bad.intersection(g.drives)), g.id, g) for g in groups]
-            fit = [entry for entry in ranked if len(entry[3].drives) - entry[0] >= quorum(entry[3].profile)]
+            fit = [entry for entry in ranked if len(entry[3].drives) - entry[0] >= self._least(entry[3])]
             if fit:
                 return min(fit)[3]
-            raise self._no_group(pool, failed, error) from error
+        if weaker is not None:
+            return weaker
+        raise self._no_group(pool, failed, why) from why
+
+    def _least(self, group: Group) -> int:
+        row = next((row for row in self._catalog.map().pools if row.id == group.pool), None)
+        return least(group.profile, *((row.k, row.m) if row is not None else (group.k, group.m)))
 
     def _no_group(self, pool: int, failed: Mapping[bytes, ClusterError], error: ClusterError) -> ClusterError:
         """A pool is full only if enough drives are there to say so; else they are merely away."""

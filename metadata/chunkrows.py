@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from trivium.cluster import placement
 from trivium.cluster.model import ChunkId, Group, NewChunk, Placed, Ref
 from trivium.metadata.messages import CHUNK_REFUSED, SESSION_ENDED, MetadataError
 from trivium.metadata.schema import CHUNK_COLUMNS
@@ -157,5 +158,4 @@ def _needed(tx: Tx, group: Group) -> int:
     pool = tx.one("SELECT k, m FROM pools WHERE id = ?", group.pool)
     if pool is None:
         raise MetadataError(CHUNK_REFUSED, f"pool {group.pool} is gone")
-    narrow = group.profile.width < pool[0] + pool[1]
-    return group.profile.width if narrow else min(group.k + 1, group.profile.width)
+    return placement.least(group.profile, *pool)

@@ -984,10 +984,20 @@ class Ended(Message, tag="ended", frozen=True):
 Event = Recall | Ended
 
 encode = msgspec.msgpack.Encoder().encode
-decode_request = msgspec.msgpack.Decoder(Request).decode
+_decode_request = msgspec.msgpack.Decoder(Request).decode
 decode_answer = msgspec.msgpack.Decoder(Answer).decode
 decode_event = msgspec.msgpack.Decoder(Event).decode
 decode_events = msgspec.msgpack.Decoder(Events).decode
+
+
+def decode_request(body: bytes | memoryview) -> Request:
+    """msgspec.MsgspecError, whatever the bytes are."""
+    try:
+        request: Request = _decode_request(body)
+        return request
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise msgspec.DecodeError(str(error)) from None
+
 
 RESULT_TYPES: dict[type, Any] = {
     Create: Entry,

@@ -22,6 +22,7 @@ READS: frozenset[type] = frozenset(
     {
         messages.Lookup,
         messages.GetAttr,
+        messages.Stat,
         messages.ReadDir,
         messages.GetLayout,
         messages.ListXattrs,
@@ -76,6 +77,7 @@ WRITES: frozenset[type] = frozenset(
         messages.SetVolumeLog,
         messages.CommitSegment,
         messages.Checkpoint,
+        messages.NarrowChunks,  # asked by who serves the volume, to write them anew
     }
 )
 """The rest (credentials with their secrets, members, tokens, keys) is for `admin`: an S3 gateway has it too."""

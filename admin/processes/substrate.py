@@ -64,6 +64,7 @@ class Substrate:
         self.on_map, self.t_s = on_map, t_s
         self.router = Router(self._connect)
         self.watch = Membership(self._connect, node_id, clock, t_s=t_s)
+        self.watch.on_change = lambda: self.router.update(self.map, self.watch.down())
         self.leader: Leader | None = None
 
     async def start(self, nursery: trio.Nursery) -> None:

@@ -84,7 +84,7 @@ class FarNode:
             self.id,
             self._stores(),
             files=self.files,
-            executor=MortalExecutor(life, world.rng, lambda: world.slow_s),
+            executor=MortalExecutor(life, world.rng, lambda: world.slow_s, world.stalled),
             cluster=CLUSTER,
         )
         server = MemoryServer(self.name)

@@ -177,6 +177,43 @@ def test_an_overloaded_machine_is_neither_full_nor_narrow(hosts: int) -> None:
     run(main)
 
 
+@pytest.mark.parametrize("slow", [2, 3, 4])
+def test_with_a_host_gone_an_overloaded_machine_is_neither_full_nor_weaker(slow: int) -> None:
+    """Two drives are gone and nobody knows yet; of the others some are slower than any put waits at first."""
+
+    async def main() -> None:
+        pool = Pool(6, hosts=6)
+        for _ in range(120):
+            await pool.put(b"x")
+        pool.nodes.unreachable = set(pool.ids[:2])
+        for drive in pool.ids[2 : 2 + slow]:
+            pool.nodes.drives[drive].delay_s = 1.5
+        stored = await pool.put(b"slow")
+        group = pool.catalog.groups[stored.chunks[0].group]
+        assert (group.k, group.m) == (2, 2)
+        pool.nodes.unreachable = set()
+        assert await pool.get(stored) == b"slow"
+
+    run(main)
+
+
+def test_a_narrow_chunk_is_answered_with_all_of_its_shards() -> None:
+    """Its commit would be refused with fewer."""
+
+    async def main() -> None:
+        pool = Pool(6, hosts=6)
+        for _ in range(120):
+            await pool.put(b"x")
+        pool.nodes.down = set(pool.ids[:2])
+        pool.nodes.drives[pool.ids[2]].delay_s = 0.5
+        for _ in range(3):
+            stored = await pool.put(b"narrow")
+            group = pool.catalog.groups[stored.chunks[0].group]
+            assert group.profile.width < 6 and stored.chunks[0].missing == 0
+
+    run(main)
+
+
 def test_no_drive_answers() -> None:
     async def main() -> None:
         pool = Pool()

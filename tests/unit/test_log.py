@@ -13,10 +13,10 @@ import trio.testing
 
 from tests.fakes.chain import MemoryChain
 from tests.fakes.cluster import FakeNodes, sim_nodes
-from trivium.cluster import logplan
+from trivium.cluster import logplan, logsegment
 from trivium.cluster.errors import ClusterError, Fenced, NoSpace, NotFound, Refused, Unavailable
 from trivium.cluster.log import LogOptions, LogParts, LogWriter
-from trivium.cluster.logfile import NO_HASH, LogRecord
+from trivium.cluster.logfile import NO_HASH, LogRecord, encode_append
 from trivium.cluster.logheal import heal
 from trivium.cluster.logplan import LogOwner
 from trivium.cluster.takeover import takeover
@@ -371,6 +371,41 @@ def test_healing_restores_the_copies_of_every_segment() -> None:
                     nodes.down = {lost, away}
                     assert await contents(writer) == expected
                 assert await heal(made, writer, set()) == 0 and chain.chain == writer.chain
+
+    run(main)
+
+
+@pytest.mark.parametrize("kept", [1, 4])
+def test_a_drive_that_was_left_and_returns_takes_a_copy_in_the_place_of_what_it_has(kept: int) -> None:
+    """It kept an older file of the segment, sealed when it was left: the number of copies is restored all the same."""
+
+    async def main() -> None:
+        chain = MemoryChain()
+        async with sim_nodes(4, nodes=4) as nodes:
+            made = parts(nodes, chain)
+            async with writing(made) as writer:
+                expected = []
+                for number in range(4):
+                    expected.append(bytes((number,)) * 500)
+                    await writer.append([record(expected[-1])])
+                first, (other,) = writer.chain[-1], set(nodes.drives) - set(writer.chain[-1].drives)
+                returns = first.drives[0]
+                nodes.down = {returns, other}
+                expected.append(b"without it")
+                await writer.append([record(expected[-1])])
+                await heal(made, writer, {returns, other})
+                assert returns not in writer.chain[0].drives
+                nodes.down = {other}
+                records = await logsegment.read_upto(nodes, returns, first.segment, 1, kept)
+                head = (await logsegment.stat(nodes, returns, first.segment)).head
+                await logsegment.remove(nodes, (returns,), first.segment)
+                await logsegment.create(nodes, head, (returns,), OPTIONS.capacity, 0)
+                await logsegment.append(nodes, first.segment, 1, encode_append(records, first.segment), (returns,))
+                await logsegment.seal(nodes, returns, first.segment)
+                assert await heal(made, writer, {other}) == 0
+                assert all(set(entry.drives) == set(nodes.drives) - {other} for entry in writer.chain)
+                nodes.down = set(nodes.drives) - {returns}
+                assert await contents(writer) == expected
 
     run(main)
 

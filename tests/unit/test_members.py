@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import msgspec
 import pytest
 import trio
 import trio.testing
@@ -23,7 +24,7 @@ from trivium.cluster.model import ChunkId
 from trivium.cluster.transport.interface import Connection, Peer, Reply
 from trivium.cluster.transport.memory import MemoryConnection, MemoryServer
 from trivium.cluster.wire import Service
-from trivium.metadata import database, fsck, migrations, rights
+from trivium.metadata import database, fsck, messages, migrations, rights
 from trivium.metadata import membermessages as said
 from trivium.metadata.messages import (
     ROOT_INO,
@@ -183,8 +184,18 @@ def test_every_operation_and_query_needs_a_right_that_somebody_chose() -> None:
     known = {*Operation.__args__, *Query.__args__}
     assert known >= rights.READS | rights.WRITES and not rights.READS & rights.WRITES
     admin = {kind.__name__ for kind in known - rights.READS - rights.WRITES}
-    assert admin >= {"SetCredential", "GetCredential", "AddToken", "RevokeMember", "JoinCluster"}
+    assert admin == {
+        *("SetCredential", "GetCredential", "UnknownUsers", "AddToken", "RemoveToken", "ListTokens", "GetRevocations"),
+        *("JoinCluster", "EnrolMember", "RevokeMember", "ListMembers"),
+        *("AddClusterKey", "RetireClusterKey", "ListClusterKeys"),
+    }
     assert {*OPERATIONS, *QUERIES} <= known
+
+
+@pytest.mark.parametrize("body", [b"\x92\xa1\xb3\x01", b"\x91" * 100_000, b"", b"\xc1"])
+def test_what_is_no_message_is_the_sender_s_fault(body: bytes) -> None:
+    with pytest.raises(msgspec.MsgspecError):
+        messages.decode_request(body)
 
 
 # ---- a server, a node, and connections with keys -------------------------------------------------------------------

@@ -83,3 +83,36 @@ def test_silence_is_down_after_t_and_an_answer_is_up_again() -> None:
             nursery.cancel_scope.cancel()
 
     trio.run(main, clock=MockClock(autojump_threshold=0))
+
+
+def test_a_listener_that_waits_holds_up_neither_questions_nor_routes() -> None:
+    """It writes a record, the log waits for a drive that is away, and nobody but a heartbeat could tell."""
+
+    async def main() -> None:
+        world, stuck, told = World(), trio.Event(), []
+        watch = Membership(world.connect, OWN, TrioClock(), t_s=20)
+
+        async def waits() -> None:
+            stuck.set()
+            await trio.sleep_forever()
+
+        watch.on_change = lambda: told.append(watch.down())
+        async with trio.open_nursery() as nursery:
+            for node in (OWN, FAR):
+                await nursery.start(world.serve, node)
+            watch.follow(MAP)
+            await watch.refresh()
+            watch.listeners.append(waits)
+            nursery.start_soon(watch.run)
+            world.state = "wiped"
+            await stuck.wait()
+            world.state = "ok"
+            await trio.sleep(10)
+            assert told[-1] == set() and not watch.down()
+            world.reachable = False
+            await trio.sleep(40)
+            assert told[-1] == watch.down() == {b"2" * 16}
+            await watch.refresh(settle=False)  # status answers
+            nursery.cancel_scope.cancel()
+
+    trio.run(main, clock=MockClock(autojump_threshold=0))
