@@ -45,6 +45,11 @@ class SegmentFiles:
             if entry.last_seq is None or wanted <= entry.last_seq:
                 return
 
+    def has(self, entry: SegmentEntry) -> bool:
+        """Whether any replica of it begins as the chain says."""
+        found = (drive.read_segment(name).head for drive, name in self._files.get(entry.segment.hex(), ()))
+        return any(head is not None and head.first_seq == entry.first_seq for head in found)
+
     def _longest(self, entry: SegmentEntry) -> tuple[LogRecord, ...]:
         best: tuple[LogRecord, ...] = ()
         for drive, name in self._files.get(entry.segment.hex(), ()):
