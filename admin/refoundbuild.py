@@ -56,6 +56,7 @@ class Built:
     losses: list[losses.Loss]
     findings: list[str]
     members_lost: bool
+    unconfirmed: bool  # the restored state is itself a rebuilt one: perhaps there are more drives now
     credential: Credential | None  # made anew
     notes: list[str] = field(default_factory=list)
 
@@ -103,6 +104,7 @@ class Builder:
         salvage, seen = self._salvage, self._seen
         cluster_map = draw_map(seen, salvage, self._data, self._cluster, self._random)
         credential = self._plant(tx, cluster_map) if planted else None
+        unconfirmed = bool(refoundrows.unconfirmed(tx))
         refoundrows.settle(tx)
         refoundrows.put_map(tx, cluster_map)
         refoundrows.see_owners(tx, salvage.all())
@@ -118,7 +120,7 @@ class Builder:
         return Built(
             path, maprows.read_map(tx), 0, False, chunks, files, volumes, _segments(tx),
             losses.affected(tx, chunks.lost), [finding.text for finding in fsck.check(tx)],
-            members is None, credential, [*chunks.notes, *notes],
+            members is None, unconfirmed, credential, [*chunks.notes, *notes],
         )  # fmt: skip
 
     def _plant(self, tx: Tx, cluster_map: ClusterMap) -> Credential:

@@ -43,7 +43,8 @@ def rebuild_metadata(data: Path | None, from_shards: bool, dry_run: bool, yes: b
     newest state, but no names: such files are in /lost+found of the mount, by inode or body. Small contents (up to 16
     KiB) that lay in the metadata only are lost with them. --dry-run says what would be found. Old database, log and
     root are kept aside. Give every drive there is (on this machine): what is on others counts as down. The pool then
-    starts as usual and deletes nothing from its drives until `trivium metadata confirm`.
+    starts as usual and deletes nothing from its drives until `trivium metadata confirm`. Until then the command may be
+    repeated with more drives: it adds what they have.
     """
     from trivium.admin.lock import LifeLock
     from trivium.cluster.errors import InUse
@@ -205,7 +206,7 @@ def _look(
     built = trio.run(builder.build, str(folder / "trivium.db"), ThreadExecutor(1))
     for text in refoundwords.found(built, seen):
         click.echo(text)
-    if built.whole_log and seen.may_start():
+    if built.whole_log and seen.may_start() and not built.unconfirmed:
         raise CommandError("dump and log can be had whole: leave --from-shards out, or nothing may be wrong at all.")
     if dry_run:
         click.echo("nothing was changed")
