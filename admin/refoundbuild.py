@@ -90,7 +90,8 @@ class Builder:
                     migrations.migrate(db, version)
             with db:
                 tx = Tx(db, now=self._clock.wall_ns(), seq=self._seen.last_seq)
-                return self._rows(tx, path, planted=not restored_seq)
+                built = self._rows(tx, path, planted=not restored_seq)
+            return built
         except migrations.MigrationRefused as error:
             raise CommandError(f"the metadata on the drives are of a newer release: {error}.", 6) from None
         except TooFewDrives as error:

@@ -46,7 +46,8 @@ class _Maker:
     def step(self, version: int) -> Record:
         with self._db:
             payload = encode_migration(migrations.migrate(self._db, version))
-            return self._note(RecordKind.MIGRATION, payload, version)
+            record = self._note(RecordKind.MIGRATION, payload, version)
+        return record
 
     def insert(self, table: str, rows: list[tuple[Any, ...]]) -> Record:
         marks = ", ".join("?" * len(rows[0]))
@@ -57,7 +58,8 @@ class _Maker:
                 payload = session.patchset()
             finally:
                 session.close()
-            return self._note(RecordKind.PATCHSET, payload, schema.VERSION)
+            record = self._note(RecordKind.PATCHSET, payload, schema.VERSION)
+        return record
 
     def _note(self, kind: RecordKind, payload: bytes, version: int) -> Record:
         record = make(

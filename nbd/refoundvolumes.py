@@ -245,7 +245,7 @@ class _Assembly:
     def _reach_records(self, records: Iterable[LogRecord]) -> None:
         for record in records:
             try:
-                self._reach(extent[0] + extent[1] for extent in decode_record(record.payload).extents)
+                self._reach(extent[0] + extent[1] for extent in decode_record(memoryview(record.payload)).extents)
             except Damaged as error:
                 self.found.notes.append(f"record {record.seq} of its log: {error}")
 
