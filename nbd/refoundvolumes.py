@@ -15,14 +15,14 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
+from typing import NamedTuple
 
 import msgspec
 
 from trivium.cluster.errors import ChunkLost
-from trivium.cluster.logfile import LogRecord
 from trivium.cluster.model import ChunkId, ChunkKind, PieceFlag, Profile, Ref, SegmentEntry
 from trivium.cluster.salvage import FoundPut, Salvage
 from trivium.cluster.salvagelog import SegmentCopy, SegmentFiles
@@ -51,6 +51,19 @@ class Part:
     first: int
     last: int
     born: int
+
+
+class Logged(NamedTuple):
+    """A record of the volume's log: its writer's lease, its writes, its hash."""
+
+    lease: int
+    first: int
+    last: int
+    hash: bytes
+
+
+Behind = tuple[FoundPut, Table]
+"""A chunk behind the checkpoint."""
 
 
 @dataclass(slots=True)
@@ -99,15 +112,16 @@ class _Assembly:
         self._logs = list(logs)
         self._owner = number.to_bytes(16, "little")
         self._numbers: set[int] = set()  # of chunks in the map
+        self._records: set[Logged] = set()
         self._end = 0  # of the last write that was read, in bytes
         self.found = FoundVolume(number)
 
     def volume(self) -> FoundVolume:
         found = self.found
         found.lease = max([0, *(put.lease for put in self._puts.values()), *(copy.head.lease for copy in self._logs)])
+        self._take_log()
         self._take_checkpoint()
         self._take_chunks()
-        self._take_log()
         found.size = max(found.size, self._end, BLOCK)
         return found
 
@@ -120,7 +134,7 @@ class _Assembly:
             if best is not None and put.pieces[0].version < best[0][0]:
                 break
             index = self._index(put)
-            order = (index.upto, index.next_number, put.lease) if index is not None else (0, 0, 0)
+            order = (index.upto, put.lease, index.next_number) if index is not None else (0, 0, 0)
             if index is not None and (best is None or order > best[0]) and self._loads(index):
                 best = order, put, index
         if best is not None:
@@ -151,8 +165,7 @@ class _Assembly:
         for part in index.parts:
             rows += decode_part(self._salvage.read(self._puts[part[0]])[part[1] : part[1] + part[2]])
             found.parts.append(Part(part[0], part[1] + part[2], ChunkKind.MAP, found.upto, found.upto, found.upto))
-        for number, chunk, offset, length, *_ in index.map_chunks:
-            self._numbers.add(number)
+        for _, chunk, offset, length, *_ in index.map_chunks:
             found.parts.append(Part(chunk, offset + length, ChunkKind.MAP, found.upto, found.upto, found.upto))
         for number, chunk, offset, length, first, last, *_ in rows:
             self._numbers.add(number)
@@ -163,7 +176,7 @@ class _Assembly:
     def _take_chunks(self) -> None:
         found = self.found
         known = {part.chunk for part in found.parts}
-        later: dict[int, list[tuple[FoundPut, Table]]] = {}
+        later: dict[int, list[Behind]] = {}
         unreadable = 0
         for put in self._puts.values():
             piece = put.pieces[0]
@@ -176,8 +189,8 @@ class _Assembly:
                 else:
                     later.setdefault(table.first, []).append((put, table))
         at = found.upto
-        while at + 1 in later:
-            put, table = max(later[at + 1], key=lambda pair: (pair[0].lease, pair[1].last))
+        while (best := self._next(later, at)) is not None:
+            put, table = best
             if table.number in self._numbers:
                 found.notes.append(f"chunk {put.key.chunk} has a number that another one has: left out")
                 break
@@ -191,6 +204,26 @@ class _Assembly:
                 f"it ends with write {at}: {beyond + unreadable} chunks of later writes are left out, for what was "
                 "written before them is missing"
             )
+
+    def _next(self, later: Mapping[int, Sequence[Behind]], at: int) -> Behind | None:
+        """The chunk that goes on behind write `at`: of the latest lease, and not displaced."""
+        for best in sorted(later.get(at + 1, ()), key=lambda pair: (pair[0].lease, pair[1].last), reverse=True):
+            lease = best[0].lease
+            builds = any(put.lease > lease for put, _ in later.get(best[1].last + 1, ()))
+            if builds or not self._displaced(best[1], lease):
+                return best
+        return None
+
+    def _displaced(self, table: Table, lease: int) -> bool:
+        """A later lease has logged writes of this range itself: it never knew the chunk, which was not committed."""
+        before = {record.hash for record in self._records if record.lease <= lease}
+        return any(
+            record.lease > lease
+            and record.hash not in before
+            and record.first <= table.last
+            and record.last >= table.first
+            for record in self._records
+        )
 
     def _table(self, put: FoundPut) -> Table | None:
         """The table at the chunk's end; what lies before it may be lost."""
@@ -222,9 +255,8 @@ class _Assembly:
             if len(entries) > 1 or any(copy.scan.records for copy in copies):
                 break  # else: made ahead of a record that was never stored, or all before it was trimmed
         self.found.log = tuple(entries)
-        for entry in entries:
-            longest = max(by_segment[entry.segment], key=lambda copy: len(copy.scan.records))
-            self._reach_records(longest.scan.records)
+        for copy in self._logs:
+            self._read_records(copy)
 
     def _chain(self, newest_first: list[list[SegmentCopy]]) -> list[SegmentEntry]:
         """The first of these as the open end, and what leads to it."""
@@ -242,12 +274,17 @@ class _Assembly:
     def _drives(self, copies: Iterable[SegmentCopy]) -> tuple[bytes, ...]:
         return tuple(dict.fromkeys(self._ids[copy.drive.path] for copy in copies))
 
-    def _reach_records(self, records: Iterable[LogRecord]) -> None:
-        for record in records:
+    def _read_records(self, copy: SegmentCopy) -> None:
+        named = any(entry.segment == copy.head.segment for entry in self.found.log)
+        for record in copy.scan.records:
             try:
-                self._reach(extent[0] + extent[1] for extent in decode_record(memoryview(record.payload)).extents)
+                decoded = decode_record(memoryview(record.payload))
             except Damaged as error:
                 self.found.notes.append(f"record {record.seq} of its log: {error}")
+                continue
+            self._records.add(Logged(copy.head.lease, decoded.first, decoded.last, record.hash))
+            if named:
+                self._reach(extent[0] + extent[1] for extent in decoded.extents)
 
 
 def _holds(copy: SegmentCopy, seq: int, record_hash: bytes) -> bool:
