@@ -11,7 +11,7 @@ import apsw
 from trivium.admin import drivecommands, drivelife, losscommand, report
 from trivium.admin.joining import Joining
 from trivium.admin.processes import drives
-from trivium.metadata import mapsettings
+from trivium.metadata import losses, mapsettings
 from trivium.metadata.digest import digest
 from trivium.metadata.messages import Credential, MetadataError, SetCredential
 
@@ -46,6 +46,7 @@ def register_commands(leader: Leader, endpoints: dict[str, str]) -> None:
             "fsck": commands.fsck,
             "lost": commands.lost,
             "dump": commands.dump,
+            "metadata_confirm": commands.metadata_confirm,
             "scrub": commands.scrub,
             **Joining(leader).commands(),
             **leader.identity.commands(),
@@ -156,6 +157,17 @@ class Commands:
         if arguments.get("start"):
             self._leader.upkeep.scrubbing.now()
         return self._leader.upkeep.scrubbing.report()
+
+    async def metadata_confirm(self, arguments: dict[str, Any]) -> Any:
+        """Answers how many chunks cannot be read, and does nothing when there are any but for `anyway`."""
+        usable = self._leader.substrate.watch.usable()
+        lost = await self._leader.read(lambda reader: losses.lost_chunks(reader, usable))
+        count = len(lost.lost) + len(lost.away)
+        if not self._leader.unconfirmed:
+            return {"done": False, "unreadable": count, "was": ""}
+        was = self._leader.unconfirmed
+        done = (not count or bool(arguments.get("anyway"))) and await self._leader.confirm_rebuilt()
+        return {"done": done, "unreadable": count, "was": was}
 
     async def dump(self, arguments: dict[str, Any]) -> Any:
         return await self._leader.upkeep.dump_now()

@@ -5,6 +5,7 @@
     DIR/metadata/          lock, trivium.db, ballast: only what log and dump restore
     DIR/run/               trivium.sock, up.log, sessions/<id>
     DIR/drives/d0 ...      one directory per drive
+    DIR/rebuild/           a rebuild from shards under way (refound.py); DIR/replaced-<id>/ what it replaced
 
 State of a directory: absent or empty -> forming (written first, durable) -> formed. One that is still forming starts
 over; one that is formed is never formed again, whatever is missing in it (attack 59).
@@ -79,8 +80,19 @@ class DataDir:
     def drives(self) -> Path:
         return self.path / "drives"
 
-    def read(self) -> ClusterFile | None:
-        """The `cluster` file; None when there is none. CommandError when it is damaged or of a newer version."""
+    @property
+    def rebuild(self) -> Path:
+        """What a rebuild from shards has under way; its journal exists from its decision to its end."""
+        return self.path / "rebuild"
+
+    def read(self, *, rebuilding: bool = False) -> ClusterFile | None:
+        """The `cluster` file; None when there is none. CommandError when it is damaged or of a newer version, or when
+        a rebuild from shards was decided and not finished (`rebuilding`: who asks finishes it)."""
+        if not rebuilding and (self.rebuild / "journal").exists():
+            raise CommandError(
+                f"a rebuild of the metadata of {self.path} was interrupted after its decision. "
+                f"Finish it: trivium rebuild-metadata --from-shards --data {self.path}"
+            )
         try:
             fields = json.loads(self.cluster_file.read_text())
         except FileNotFoundError:

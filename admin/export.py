@@ -6,7 +6,7 @@
 
 Invariants:
 1. A file under its own name is whole and every byte of it was verified; one that lacks bytes is named NAME.damaged,
-   has holes there, and the report says which ranges.
+   has holes there, and the report says which ranges. What survives of a lost chunk (good data shards) is written.
 2. Nothing is ever written outside of the target, whatever names the metadata holds; nothing there is overwritten.
 """
 
@@ -25,7 +25,7 @@ import trio
 from trivium.cluster.clock import Executor
 from trivium.cluster.errors import ClusterError
 from trivium.cluster.model import ChunkId, ChunkKind
-from trivium.cluster.salvage import Salvage
+from trivium.cluster.salvage import Salvage, Salvaged
 from trivium.metadata import content, database, inodes, lostfound
 from trivium.metadata.chunkrows import placed_of
 from trivium.metadata.inodes import Inode
@@ -135,15 +135,31 @@ class Tree:
             if chunk not in nonces:
                 placed = placed_of(self._reader, chunk)
                 nonces[chunk] = placed.nonce if placed is not None else None
-            yield start, self._get(chunk, nonces[chunk], start, row.ref_offset, row.length)
+            yield from self._get(chunk, nonces[chunk], start, row.ref_offset, row.length)
 
-    def _get(self, chunk: ChunkId, nonce: bytes | None, start: int, offset: int, length: int) -> bytes | str:
+    def _get(
+        self, chunk: ChunkId, nonce: bytes | None, start: int, offset: int, length: int
+    ) -> Iterator[tuple[int, bytes | str]]:
         if nonce is None:
-            return f"bytes {start} to {start + length - 1}: chunk {chunk} has no row"
+            yield start, _missing(start, length, f"chunk {chunk} has no row")
+            return
         try:
-            return self._salvage.get(chunk, nonce, offset, length)
+            found = self._salvage.named(chunk, nonce)
         except ClusterError as error:
-            return f"bytes {start} to {start + length - 1}: {error}"
+            yield start, _missing(start, length, str(error))
+            return
+        yield from _what_is_left(found, start, offset, length)
+
+
+def _what_is_left(found: Salvaged, start: int, offset: int, length: int) -> Iterator[tuple[int, bytes | str]]:
+    """A range of a chunk that is the file's from `start` on: bytes where they survive, words where they do not."""
+    for first, end, lost in found.split(offset, length):
+        at = start + first - offset
+        yield at, _missing(at, end - first, found.why) if lost else found.data[first:end]
+
+
+def _missing(start: int, length: int, why: str) -> str:
+    return f"bytes {start} to {start + length - 1}: {why}"
 
 
 def _component(name: bytes, hidden: bool) -> str:
@@ -214,7 +230,4 @@ def _span_parts(salvage: Salvage, file: lostfound.LostFile) -> Iterator[tuple[in
     for span in file.spans:
         if span.put is None:
             continue
-        try:
-            yield span.offset, salvage.read(span.put)[span.chunk_offset : span.chunk_offset + span.length]
-        except ClusterError as error:
-            yield span.offset, f"bytes {span.offset} to {span.end - 1}: {error}"
+        yield from _what_is_left(salvage.rest(span.put), span.offset, span.chunk_offset, span.length)

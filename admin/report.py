@@ -111,6 +111,11 @@ def _operator(leader: Leader, drives: list[dict[str, Any]]) -> list[str]:
     """What the operator began or must decide: maintenance, drains, drives that are out, slow or copied."""
     cluster_map = leader.server.map
     said = [maintenance_text(cluster_map.maintenance_until, leader.substrate.clock.wall_ns())]
+    if leader.unconfirmed:
+        said.append(
+            f"the metadata were rebuilt {leader.unconfirmed}: nothing is deleted from drives until `trivium metadata "
+            "confirm`"
+        )
     for drive in drives:
         if drive["state"] == "draining" or drive["slow"]:
             said.append(f"drive {drive['name']}: {drive['text']}")

@@ -156,7 +156,9 @@ class LogWriter:
         return last
 
     async def read(self, from_seq: int) -> AsyncIterator[LogRecord]:
-        """Durable records from `from_seq` on, in order, verified. NotFound when they were trimmed."""
+        """Durable records from `from_seq` on (0: from the first that there is), in order, verified. NotFound when they
+        were trimmed."""
+        from_seq = from_seq or self._chain[0].first_seq
         async for record in read_chain(self._nodes, lambda: self._chain, from_seq, lambda: self._durable_seq):
             yield record
 

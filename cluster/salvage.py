@@ -5,7 +5,8 @@
 Invariants:
 1. Shards are combined only within one put: same chunk, nonce, profile, length and codec.
 2. Every byte returned was verified against the header of the shard it came from, or rebuilt from k that were.
-3. Rebuilding works per 16 KiB block: a chunk reads as long as each of its block rows has k good shards, wherever.
+3. Rebuilding works per 16 KiB block: a chunk reads as long as each of its block rows has k good shards, wherever. Of a
+   row that has fewer, what lies on good data shards is read as it is.
 Headers are kept in memory (some 300 bytes a shard, and 100 a piece of a table of contents, once per put).
 """
 
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from trivium.cluster import shardfile
-from trivium.cluster.drivedir import DriveDir
+from trivium.cluster.drivedir import NOBODY, DriveDir
 from trivium.cluster.erasure import codec_for
 from trivium.cluster.errors import ChunkLost, ClusterError
 from trivium.cluster.model import BLOCK, ChunkId, Piece, Profile
@@ -46,6 +47,7 @@ class FoundPut:
     pieces: tuple[Piece, ...]
     transforms: int
     plan_seq: int = 0
+    lease: int = 0  # of a volume's chunk: its writer's
     places: dict[int, list[tuple[int, DriveDir]]] = field(default_factory=dict)
 
     @property
@@ -54,13 +56,34 @@ class FoundPut:
         return len(self.places) >= self.key.k
 
 
+@dataclass(frozen=True, slots=True)
+class Salvaged:
+    """A chunk as far as it can be had: zeros in the ranges [start, end) that are lost."""
+
+    data: bytes
+    lost: tuple[tuple[int, int], ...] = ()
+    why: str = ""
+
+    def split(self, offset: int, length: int) -> Iterator[tuple[int, int, bool]]:
+        """[offset, offset + length) in order as (start, end, whether it is lost)."""
+        at, end = offset, offset + length
+        for first, last in self.lost:
+            first, last = max(first, at), min(last, end)
+            if first < last:
+                if at < first:
+                    yield at, first, False
+                yield first, last, True
+                at = last
+        if at < end:
+            yield at, end, False
+
+
 class Salvage:
     def __init__(self, drives: Sequence[DriveDir]) -> None:
         self.drives = tuple(drives)
         self.puts: dict[ChunkId, dict[PutKey, FoundPut]] = {}
         self.unreadable: list[str] = []  # shard files whose header does not verify
-        self._cache: OrderedDict[PutKey, bytes] = OrderedDict()
-        self._lost: dict[PutKey, str] = {}  # so that each is tried once only
+        self._cache: OrderedDict[PutKey, Salvaged] = OrderedDict()
 
     def scan(self, progress: Callable[[int], None] = lambda shards: None) -> None:
         """Read every header. `progress` hears 1 for each shard file."""
@@ -75,11 +98,14 @@ class Salvage:
 
     def _note(self, drive: DriveDir, header: ShardHeader) -> None:
         spec = header.spec
+        if drive.cluster != NOBODY and spec.cluster != drive.cluster:
+            self.unreadable.append(f"{drive.path}/chunks/{shard_name(spec.chunk, header.index)}: of another cluster")
+            return
         key = PutKey(spec.chunk, spec.nonce, spec.k, spec.m, spec.codec, spec.data_length)
         puts = self.puts.setdefault(spec.chunk, {})
         put = puts.get(key)
         if put is None:
-            put = puts[key] = FoundPut(key, spec.kind, spec.pieces, spec.transforms)
+            put = puts[key] = FoundPut(key, spec.kind, spec.pieces, spec.transforms, lease=spec.lease)
         put.plan_seq = max(put.plan_seq, spec.plan_seq)
         put.places.setdefault(header.index, []).append((spec.plan_seq, drive))
         put.places[header.index].sort(key=lambda place: -place[0])
@@ -94,29 +120,40 @@ class Salvage:
 
     def read(self, put: FoundPut) -> bytes:
         """The whole chunk. ChunkLost, naming it, when some block row has fewer than k good shards."""
-        if put.key in self._lost:
-            raise ChunkLost(self._lost[put.key])
+        found = self.rest(put)
+        if found.lost:
+            raise ChunkLost(found.why)
+        return found.data
+
+    def rest(self, put: FoundPut) -> Salvaged:
+        """What of the chunk can be had."""
         known = self._cache.get(put.key)
         if known is not None:
             self._cache.move_to_end(put.key)
             return known
-        try:
-            if put.transforms:
-                raise ChunkLost(f"chunk {put.key.chunk} was stored in a way that this version does not know")
-            known = self._cache[put.key] = _Assembly(put).bytes()
-        except ChunkLost as error:
-            self._lost[put.key] = str(error)
-            raise
+        if put.transforms:
+            why = f"chunk {put.key.chunk} was stored in a way that this version does not know"
+            known = Salvaged(bytes(put.key.length), ((0, put.key.length),), why)
+        else:
+            known = _Assembly(put).rest()
+        self._cache[put.key] = known
         while len(self._cache) > CACHED:
             self._cache.popitem(last=False)
         return known
 
     def get(self, chunk: ChunkId, nonce: bytes, offset: int, length: int) -> bytes:
-        """A range of a chunk that a row names. ChunkLost."""
+        """A range of a chunk that a row names. ChunkLost when any byte of it is lost."""
+        found = self.named(chunk, nonce)
+        if any(lost for _, _, lost in found.split(offset, length)):
+            raise ChunkLost(found.why)
+        return found.data[offset : offset + length]
+
+    def named(self, chunk: ChunkId, nonce: bytes) -> Salvaged:
+        """What there is of a chunk that a row names. ChunkLost: nothing."""
         put = self.find(chunk, nonce)
         if put is None:
             raise ChunkLost(f"chunk {chunk}: none of the given drives has a shard of it")
-        return self.read(put)[offset : offset + length]
+        return self.rest(put)
 
 
 class _Assembly:
@@ -127,16 +164,28 @@ class _Assembly:
         self._good: dict[int, tuple[memoryview, set[int]]] = {}  # index -> (body, numbers of bad blocks)
         self._size = -1
 
-    def bytes(self) -> bytes:
+    def rest(self) -> Salvaged:
         key = self._key
         self._load(range(key.k))
         if len(self._good) < key.k or any(bad for _, bad in self._good.values()):
             self._load(range(key.k, key.k + key.m))
         if self._size < 0:
-            raise self._lost(0)
+            return Salvaged(bytes(key.length), ((0, key.length),), self._why(0))
         rows = [self._row(row) for row in range(shardfile.block_count(self._size))]
-        parts = [b"".join(row[index] for row in rows) for index in range(key.k)]
-        return b"".join(parts)[: key.length]
+        lost: list[tuple[int, int]] = []
+        least = key.k
+        parts: list[shardfile.Buffer] = []
+        for index in range(key.k):
+            for number, row in enumerate(rows):
+                start, end = number * BLOCK, min((number + 1) * BLOCK, self._size)
+                part = row.get(index)
+                if part is None:
+                    part = bytes(end - start)
+                    first = index * self._size + start
+                    _add(lost, first, min(first + end - start, key.length))
+                    least = min(least, sum(number not in bad for _, bad in self._good.values()))
+                parts.append(part)
+        return Salvaged(b"".join(parts)[: key.length], tuple(lost), self._why(least) if lost else "")
 
     def _load(self, indices: Iterable[int]) -> None:
         for index in indices:
@@ -166,19 +215,26 @@ class _Assembly:
         return memoryview(body), bad
 
     def _row(self, row: int) -> dict[int, shardfile.Buffer]:
-        """The data shards' bytes of one block row."""
+        """The data shards' bytes of one block row: all of them, or those that are good when they cannot be rebuilt."""
         start, end = row * BLOCK, min((row + 1) * BLOCK, self._size)
         have = {index: body[start:end] for index, (body, bad) in self._good.items() if row not in bad}
         wanted = range(self._key.k)
         if all(index in have for index in wanted):
             return {index: have[index] for index in wanted}
         if len(have) < self._key.k:
-            raise self._lost(len(have))
+            return {index: have[index] for index in wanted if index in have}
         key = self._key
         return codec_for(Profile(key.k, key.m, key.codec)).rebuild(list(wanted), have)
 
-    def _lost(self, have: int) -> ChunkLost:
+    def _why(self, have: int) -> str:
         key = self._key
-        return ChunkLost(
-            f"chunk {key.chunk}: {have} good shards of {key.k}+{key.m} are on the given drives, {key.k} are needed"
-        )
+        return f"chunk {key.chunk}: {have} good shards of {key.k}+{key.m} are on the given drives, {key.k} are needed"
+
+
+def _add(ranges: list[tuple[int, int]], start: int, end: int) -> None:
+    """In order: neighbours become one."""
+    if start < end:
+        if ranges and ranges[-1][1] == start:
+            ranges[-1] = (ranges[-1][0], end)
+        else:
+            ranges.append((start, end))

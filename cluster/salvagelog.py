@@ -8,11 +8,22 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from trivium.cluster.drivedir import DriveDir
-from trivium.cluster.logfile import LogRecord
+from trivium.cluster.logfile import LogRecord, Scan
 from trivium.cluster.logplan import Chain
 from trivium.cluster.model import Root, SegmentEntry
+from trivium.cluster.wire import LogHead
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentCopy:
+    """One drive's file of a segment."""
+
+    drive: DriveDir
+    head: LogHead
+    scan: Scan
 
 
 class SegmentFiles:
@@ -44,6 +55,23 @@ class SegmentFiles:
                 previous, wanted = record.hash, record.seq + 1
             if entry.last_seq is None or wanted <= entry.last_seq:
                 return
+
+    def copies(self, kind: int) -> Iterator[SegmentCopy]:
+        """Every segment file of this kind of log (its head says so), one of each drive: sealed before open."""
+        for segment, files in sorted(self._files.items()):
+            seen: set[str] = set()
+            for drive, name in sorted(files, key=lambda pair: (pair[0].path, not pair[1].endswith(".sealed"))):
+                found = drive.read_segment(name)
+                if found.head is None or found.scan is None or drive.path in seen or found.head.kind != kind:
+                    continue
+                if found.head.segment.hex() == segment:
+                    seen.add(drive.path)
+                    yield SegmentCopy(drive, found.head, found.scan)
+
+    def has(self, entry: SegmentEntry) -> bool:
+        """Whether any replica of it begins as the chain says."""
+        found = (drive.read_segment(name).head for drive, name in self._files.get(entry.segment.hex(), ()))
+        return any(head is not None and head.first_seq == entry.first_seq for head in found)
 
     def _longest(self, entry: SegmentEntry) -> tuple[LogRecord, ...]:
         best: tuple[LogRecord, ...] = ()

@@ -19,7 +19,7 @@ def digest(db: apsw.Connection) -> bytes:
     """16 bytes, from the connection's current snapshot."""
     state = hashlib.blake2b(digest_size=16)
     state.update(_encode(database.schema_version(db)))
-    for table, keys in _tables(db):
+    for table, keys in tables(db):
         state.update(_encode(table))
         cursor = db.execute(f'SELECT * FROM "{table}" ORDER BY {keys}')
         while rows := list(islice(cursor, _ROWS)):
@@ -36,7 +36,7 @@ def digest_of(path: str) -> str:
         db.close()
 
 
-def _tables(db: apsw.Connection) -> list[tuple[str, str]]:
+def tables(db: apsw.Connection) -> list[tuple[str, str]]:
     """(table, its key columns) in order of names."""
     names = [row[0] for row in db.execute("SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY name")]
     found: list[tuple[str, str]] = []

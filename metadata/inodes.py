@@ -120,12 +120,14 @@ def make(
     target: bytes = b"",
     parent: int = 0,
     explicit: int = 0,
+    ino: int = 0,
 ) -> Inode:
-    """Insert a new inode: nlink 1 (a directory: 2)."""
+    """Insert a new inode: nlink 1 (a directory: 2). `ino`: a number that was given before and is free again."""
     now = at or tx.now
     is_dir = stat.S_ISDIR(mode)
+    ino = ino or tx.next_id("inode")
     inode = Inode(
-        *(tx.next_id("inode"), mode, 2 if is_dir else 1, uid, gid, rdev, len(target), 0, now, now, now, now, 1, 0, -1),
+        *(ino, mode, 2 if is_dir else 1, uid, gid, rdev, len(target), 0, now, now, now, now, 1, 0, -1),
         *(parent if is_dir else 0, explicit if is_dir else 0, target),
     )
     tx.run(_INSERT, *astuple(inode))

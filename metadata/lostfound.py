@@ -5,14 +5,14 @@ one body alike), a content (what the compactor wrote), or nobody.
 
 Invariants:
 1. Pieces of different owners never meet in one file, and what nobody owns is a file of its own.
-2. Where pieces of one inode overlap, the higher version is on top. Overlaps of one version from different chunks have
-   no order that could be trusted: such a file is `doubtful`, and says so.
+2. Where pieces of one inode overlap, the higher version is on top. Overlaps of one version whose bytes differ have no
+   order that could be trusted: such a file is `doubtful`, and another one, NAME.other-1 ..., has what it leaves out.
 3. Every byte of a file comes from exactly one piece, or no piece covers it: a hole, never a guess.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from trivium.cluster.model import ChunkKind, PieceFlag
@@ -45,7 +45,11 @@ class LostFile:
         return self.spans[-1].end if self.spans else 0
 
 
-def assemble(puts: Iterable[FoundPut]) -> list[LostFile]:
+Same = Callable[[Span, Span], bool]
+"""Whether two spans of one range are known to hold the same bytes (a body that was put twice)."""
+
+
+def assemble(puts: Iterable[FoundPut], same: Same = lambda one, other: False) -> list[LostFile]:
     """The files that chunks of data hold pieces of, by name. Chunks of volumes and dumps are left out."""
     owned: dict[str, list[Span]] = {}
     for put in puts:
@@ -59,7 +63,7 @@ def assemble(puts: Iterable[FoundPut]) -> list[LostFile]:
             has_bytes = bool(piece.flags & PieceFlag.DATA)
             span = Span(offset, piece.length, put if has_bytes else None, piece.chunk_offset, piece.version)
             owned.setdefault(name, []).append(span)
-    return [_lay(name, spans) for name, spans in sorted(owned.items())]
+    return [file for name, spans in sorted(owned.items()) for file in _Layers(name, same).lay(spans)]
 
 
 def owner_name(owner: bytes, version: int) -> str:
@@ -71,13 +75,49 @@ def owner_name(owner: bytes, version: int) -> str:
     return f"{kind}-{first}" + (f"-part-{second}" if second else "")
 
 
-def _lay(name: str, spans: list[Span]) -> LostFile:
-    file = LostFile(name)
-    for span in sorted(spans, key=_age):
-        if span.length:
-            file.doubtful |= _conflicts(file.spans, span)
-            file.spans = _cover(file.spans, span)
-    return file
+class _Layers:
+    """One owner's file, and what it leaves out: a level of ranges for each further claim to the same bytes."""
+
+    def __init__(self, name: str, same: Same) -> None:
+        self._file, self._same = LostFile(name), same
+        self._levels: list[list[Span]] = []
+
+    def lay(self, spans: list[Span]) -> list[LostFile]:
+        file = self._file
+        for span in sorted(spans, key=_age):
+            if span.length:
+                displaced = self._displaced(span)
+                self._levels = [_uncover(level, span) for level in self._levels]
+                for one in displaced:
+                    self._keep(one)
+                file.spans = _cover(file.spans, span)
+        levels = [level for level in self._levels if level]
+        file.doubtful = bool(levels)
+        others = []
+        for number, level in enumerate(levels, 1):
+            other = LostFile(f"{file.name}.other-{number}", file.spans, True)
+            for span in level:
+                other.spans = _cover(other.spans, span)
+            others.append(other)
+        return [file, *others]
+
+    def _displaced(self, span: Span) -> list[Span]:
+        """What lies below under the same version and is not known to be equal."""
+        found = []
+        for other in self._file.spans:
+            start, end = max(other.offset, span.offset), min(other.end, span.end)
+            if other.version == span.version and start < end:
+                below = _cut(other, start, end)
+                if not self._same(below, _cut(span, start, end)):
+                    found.append(below)
+        return found
+
+    def _keep(self, span: Span) -> None:
+        for level in self._levels:
+            if not any(other.offset < span.end and span.offset < other.end for other in level):
+                level.append(span)
+                return
+        self._levels.append([span])
 
 
 def _age(span: Span) -> tuple[int, int, int]:
@@ -85,12 +125,13 @@ def _age(span: Span) -> tuple[int, int, int]:
     return span.version, chunk.session if chunk else 0, chunk.counter if chunk else 0
 
 
-def _conflicts(below: list[Span], span: Span) -> bool:
-    return any(other.version == span.version and other.offset < span.end and span.offset < other.end for other in below)
+def _uncover(level: list[Span], span: Span) -> list[Span]:
+    """A later version replaces what was in doubt before it."""
+    older = [other for other in level if other.version < span.version]
+    return [other for other in level if other.version >= span.version] + _without(older, span)
 
 
-def _cover(below: list[Span], span: Span) -> list[Span]:
-    """`below` with `span` laid over it."""
+def _without(below: list[Span], span: Span) -> list[Span]:
     result: list[Span] = []
     for other in below:
         if other.end <= span.offset or other.offset >= span.end:
@@ -100,7 +141,12 @@ def _cover(below: list[Span], span: Span) -> list[Span]:
             result.append(_cut(other, other.offset, span.offset))
         if other.end > span.end:
             result.append(_cut(other, span.end, other.end))
-    return sorted([*result, span], key=lambda one: one.offset)
+    return result
+
+
+def _cover(below: list[Span], span: Span) -> list[Span]:
+    """`below` with `span` laid over it."""
+    return sorted([*_without(below, span), span], key=lambda one: one.offset)
 
 
 def _cut(span: Span, start: int, end: int) -> Span:

@@ -25,7 +25,8 @@ class MetaLog(Protocol):
     async def append(self, record: Record) -> None: ...
 
     def read(self, from_seq: int) -> AsyncIterator[Record]:
-        """Durable records from `from_seq` on, in order. NotFound when they were trimmed."""
+        """Durable records from `from_seq` on (0: from the first that there is), in order. NotFound when they were
+        trimmed."""
         ...
 
     async def trim(self, upto: int) -> None:

@@ -62,8 +62,9 @@ async def replay_log(path: str, metalog: MetaLog, executor: Executor, *, upto: i
         count = 0
         batch: list[Record] = []
         size = 0
-        records = metalog.read(seq + 1)
-        async for record in records:
+        async for record in metalog.read(seq + 1 if seq else 0):
+            if not seq and not count and not replay.begins(record):
+                raise NotFound(f"the log begins with record {record.seq}: what was before it was trimmed")
             if upto is not None and record.seq > upto:
                 break
             batch.append(record)

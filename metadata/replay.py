@@ -22,7 +22,7 @@ def apply_record(db: apsw.Connection, record: Record) -> None:
     """Apply one record in a transaction of its own, `applied` row included."""
     with db:
         seq, chain_hash = database.applied(db)
-        if record.seq != seq + 1 or record.previous_hash != chain_hash:
+        if not (seq == 0 and begins(record)) and (record.seq != seq + 1 or record.previous_hash != chain_hash):
             raise ReplayFailed(f"record {record.seq} does not follow record {seq} of the database")
         if record.kind == RecordKind.MIGRATION:
             _migrate(db, record)
@@ -32,6 +32,12 @@ def apply_record(db: apsw.Connection, record: Record) -> None:
         else:
             raise ReplayFailed(f"record {record.seq} is of an unknown kind {record.kind}")
         database.set_applied(db, record.seq, record.hash)
+
+
+def begins(record: Record) -> bool:
+    """Whether a log may begin with this record, whatever its seq: it makes the tables. The log of a pool that was
+    rebuilt from shards does not begin with record 1."""
+    return record.kind == RecordKind.MIGRATION and decode_migration(record.payload).to_version == 1
 
 
 def apply_patchset(db: apsw.Connection, seq: int, patchset: bytes) -> None:

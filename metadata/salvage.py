@@ -103,7 +103,8 @@ def _apply_log(path: str, files: SegmentFiles, root: Root, done: Restored) -> bo
     """Apply what the log has behind the file's state; answers whether that was all of it."""
     db = database.open_writer(path)
     try:
-        for record in files.records(root.log, done.seq + 1, done.chain_hash):
+        from_seq, previous = (done.seq + 1, done.chain_hash) if done.seq else (0, None)  # a log need not begin with 1
+        for record in files.records(root.log, from_seq, previous):
             try:
                 replay.apply_record(db, record)
             except (replay.ReplayFailed, apsw.Error, msgspec.MsgspecError) as error:
@@ -112,13 +113,16 @@ def _apply_log(path: str, files: SegmentFiles, root: Root, done: Restored) -> bo
             done.seq, done.chain_hash = record.seq, record.hash
     finally:
         db.close()
-    return _reached_end(root, done)
+    return _reached_end(root, done, files)
 
 
-def _reached_end(root: Root, done: Restored) -> bool:
+def _reached_end(root: Root, done: Restored, files: SegmentFiles) -> bool:
     if not root.log:
         return True
     last = root.log[-1]
+    if not files.has(last):
+        done.notes.append(f"the log's last segment {last.segment.hex()} is on none of the drives")
+        return False
     wanted = last.first_seq - 1 if last.last_seq is None else last.last_seq
     if done.seq < wanted:
         done.notes.append(f"the log is lost behind record {done.seq}; it went on to record {wanted} or further")

@@ -116,3 +116,30 @@ def digest(data: DataDir) -> None:
 
     answer = run(work)
     click.echo(f"{answer['seq']} {answer['digest']}")
+
+
+@metadata.command("confirm")
+@click.option("--anyway", is_flag=True, help="Although chunks cannot be read: their shards elsewhere are given up.")
+@connect_option
+def confirm(anyway: bool, data: DataDir) -> None:
+    """Confirm a pool that was rebuilt from shards: you have what there is, dead data may go.
+
+    Until then nothing is deleted from the drives, so that another rebuild or `trivium drive export`, perhaps with more
+    drives, can still find it. Look into lost+found, `trivium fsck` and `trivium fsck --lost` first.
+    """
+
+    async def work() -> dict[str, Any]:
+        found: dict[str, Any] = await admin_call(data, "metadata_confirm", anyway=anyway)
+        return found
+
+    answer = run(work)
+    if not answer["was"]:
+        click.echo("nothing is to be confirmed: the metadata were not rebuilt from shards")
+    elif answer["done"]:
+        click.echo("confirmed: data that nothing names is deleted from now on")
+    else:
+        raise CommandError(
+            f"{answer['unreadable']} chunks cannot be read (trivium fsck --lost names what they hold): bring back the "
+            "drives that have their shards, or say --anyway",
+            6,
+        )

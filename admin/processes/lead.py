@@ -44,7 +44,7 @@ from trivium.cluster.rootplan import choose_root_drives, swap_voter
 from trivium.cluster.takeover import WAIT_S, takeover
 from trivium.cluster.transport.interface import Connection
 from trivium.cluster.transport.memory import MemoryServer
-from trivium.metadata import database, dump, forming, lifelock, maprows, migrations, narrow, recovery
+from trivium.metadata import database, dump, forming, lifelock, maprows, migrations, narrow, recovery, refoundrows
 from trivium.metadata.client import MetadataClient
 from trivium.metadata.digest import digest_of
 from trivium.metadata.diskroom import DiskRoom
@@ -85,6 +85,7 @@ class Leader:
         self.memory = MemoryServer("memory:metadata")
         self._looking = trio.CancelScope()
         self._lease = LeaderLease(substrate.t_s)
+        self.unconfirmed = ""  # when the metadata were rebuilt from shards; nothing is deleted from drives meanwhile
         self._inodes, self._inodes_until_s = 0, 0.0
         self.server: MetadataServer
         self.client: MetadataClient
@@ -167,6 +168,7 @@ class Leader:
         await middle.start(self.memory.serve, self.server.handle, self.server.events)
         await self._catch_up()
         self.substrate.follow(self.server.map)
+        self.unconfirmed = await self.read(refoundrows.unconfirmed)
 
     async def _catch_up(self) -> None:
         """The map's record is durable before the root's copy of it and before the root drives' list: finish what a
@@ -359,6 +361,12 @@ class Leader:
 
     def draining_drives(self) -> frozenset[bytes]:
         return frozenset(row.id for row in self.server.map.drives if row.reason == "draining")
+
+    async def confirm_rebuilt(self) -> bool:
+        """The operator has what there is: dead chunks and orphans may go. False when nothing was to be confirmed."""
+        done: bool = await self.server.writer.do(refoundrows.confirm)
+        self.unconfirmed = ""
+        return done
 
     async def change_map(self, execute: Callable[[Any], Any]) -> Any:
         """Change rows of the map; the root's copy follows at once."""

@@ -120,7 +120,7 @@ class Upkeep:
             leader.read,
             substrate.router,
             oldest_read_seq=leader.server.sessions.oldest_read_seq,
-            allowed=lambda: not leader.server.leases.unreclaimed,
+            allowed=lambda: not leader.server.leases.unreclaimed and not leader.unconfirmed,
         )
         self._compacting = CompactLoop(
             leader.read, self._commit, leader.chunks, pool=lambda: leader.server.map.pools[0].id
@@ -248,7 +248,9 @@ class Upkeep:
             self._stock_wake = trio.Event()
             found = await self._survey()
             await inventory.list_empty(self._leader.server.writer.do, found)
-            count = await inventory.collect_orphans(self._leader.server.writer.do, found, self.healer.moving)
+            count = 0
+            if not self._leader.unconfirmed:
+                count = await inventory.collect_orphans(self._leader.server.writer.do, found, self.healer.moving)
             log.info("inventory: %d empty places, %d orphans", len(found.empty), count)
 
     async def _survey(self) -> inventory.Survey:

@@ -43,6 +43,7 @@ class MemoryMetaLog:
             await self.after_append(record)
 
     async def read(self, from_seq: int) -> AsyncIterator[Record]:
+        from_seq = from_seq or (self.records[0].seq if self.records else 1)
         if from_seq <= self.trimmed:
             raise NotFound(f"records up to {self.trimmed} were trimmed")
         for record in tuple(self.records):
