@@ -53,10 +53,10 @@ MUTATIONS = (
         "tests/unit/test_store.py"),
     # ---- puts and commits ----
     one("answer-at-k", "a put answers with k durable shards", "cluster.writer",
-        "    return min(profile.k + 1, profile.width)\n", "    return profile.k\n",
+        "        return least(group.profile, *(", "        return group.k or least(group.profile, *(",
         "tests/simulation/test_chunks_put.py"),
     one("commit-below-k+1", "a commit is taken with fewer than k+1 shards left", "metadata.chunkrows",
-        "min(group.k + 1, group.profile.width)", "0",
+        "return placement.least(group.profile, *pool)", "return 0 * placement.least(group.profile, *pool)",
         "tests/unit/test_engine_chunkrows.py"),
     one("missing-not-listed", "a put does not say which shards are missing", "cluster.writer",
         "draft.length, attempt.missing, kind)", "draft.length, 0, kind)",
