@@ -59,7 +59,7 @@ def status_of(pool: SystemPool) -> dict[str, Any]:
 
 
 def down_drives(pool: SystemPool) -> dict[str, str]:
-    return {drive["name"]: drive["text"] for drive in status_of(pool)["drives"] if drive["state"] == "down"}
+    return {drive["name"]: drive["text"] for drive in status_of(pool)["drives"] if drive["state"] in ("down", "out")}
 
 
 def start(pool: SystemPool) -> CompletedProcess[str]:
