@@ -1,4 +1,5 @@
-"""Watching long work from the command line: a bar on a terminal, plain lines elsewhere, until it is done."""
+"""Watching long work from the command line, on standard error: a bar on a terminal, plain lines elsewhere, until it is
+done. Standard output is for the result."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ Ask = Callable[[], Awaitable[dict[str, Any]]]
 async def watch(title: str, ask: Ask, *, over: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
     """Show `done` of `total` until `over`; answers the last report. A pool that restarts meanwhile is waited for."""
     patient = _Patient(ask)
-    return await (_bar if sys.stdout.isatty() else _lines)(title, patient, over)
+    return await (_bar if sys.stderr.isatty() else _lines)(title, patient, over)
 
 
 async def _lines(title: str, ask: Ask, over: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
@@ -33,7 +34,7 @@ async def _lines(title: str, ask: Ask, over: Callable[[dict[str, Any]], bool]) -
     while not over(report):
         text = f"{title}: {moving(report)}"
         if text != shown and trio.current_time() - said_at >= LINE_S:
-            click.echo(text)
+            click.echo(text, err=True)
             shown, said_at = text, trio.current_time()
         await trio.sleep(POLL_S)
         report = await ask()
@@ -41,6 +42,7 @@ async def _lines(title: str, ask: Ask, over: Callable[[dict[str, Any]], bool]) -
 
 
 async def _bar(title: str, ask: Ask, over: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn
 
     columns = (
@@ -51,7 +53,7 @@ async def _bar(title: str, ask: Ask, over: Callable[[dict[str, Any]], bool]) -> 
         TextColumn("{task.fields[left]}"),
     )
     report = await ask()
-    with Progress(*columns, transient=True) as progress:
+    with Progress(*columns, transient=True, console=Console(stderr=True)) as progress:
         task = progress.add_task(title, total=None, rate="", left="")
         while not over(report):
             left = report.get("seconds_left")
