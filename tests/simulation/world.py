@@ -535,8 +535,10 @@ class World:
     def _give_up_sick(self) -> None:
         """A sick drive that nobody has written to since is not known to be sick: its operator takes it away."""
         assert self.life.leader is not None
-        for row in self.life.leader.server.map.drives:
-            if row.id in self.lost and row.reason == "":
+        rows = self.life.leader.server.map.drives
+        used = {row.path for row in rows if row.id not in self.lost and row.reason != "removed"}
+        for row in rows:
+            if row.id in self.lost and row.reason == "" and row.path not in used:
                 with suppress(OSError, KeyError):
                     path = absolute(self.data, row.path)
                     self.files_at(path).unmount(path)
