@@ -19,7 +19,7 @@ from pathlib import Path
 
 from trivium.admin.datadir import DataDir
 from trivium.admin.errors import CommandError
-from trivium.cluster.errors import ClusterError, InUse
+from trivium.cluster.errors import ClusterError, Corrupt, InUse, NotFound, Refused
 from trivium.cluster.files import FileOps
 from trivium.cluster.model import ClusterMap, DriveRow, NodeRow, PoolRow, Root
 from trivium.cluster.store import Store
@@ -53,11 +53,17 @@ def relative(data: DataDir, path: str) -> str:
     return str(inside.relative_to(data.path)) if inside.is_relative_to(data.path) else path
 
 
-def format_drives(data: DataDir, files: FileOps, cluster: bytes, count: int) -> list[Store]:
-    """Make and open d0 ... of a new pool. A first start that was interrupted left nothing that counts: start over."""
+def format_drives(data: DataDir, files: FileOps, cluster: bytes, count: int, *, keep: bool = False) -> list[Store]:
+    """Make and open d0 ... of a new pool. A first start that was interrupted left nothing that counts: start over.
+    `keep`: nodes are formed into a pool with these drives, and may have a root already that names them: what is a drive
+    of this cluster stays the one that it is."""
     stores = []
     for number in range(count):
         path = data.drives / f"d{number}"
+        if keep:
+            with contextlib.suppress(NotFound, Corrupt, Refused):
+                stores.append(Store.open(files, str(path), cluster=cluster))
+                continue
         if path.exists():
             _remove_unfinished(path)
         Store.format(files, str(path), cluster=cluster, drive=secrets.token_bytes(16))

@@ -127,7 +127,7 @@ def _open_own(options: MetadataOptions, cluster: ClusterFile, files: FileOps) ->
     identity = bytes.fromhex(cluster.cluster)
     try:
         if cluster.forming:
-            return drives.Opened(drives.format_drives(options.data, files, identity, options.drives))
+            return drives.Opened(drives.format_drives(options.data, files, identity, options.drives, keep=True))
         return drives.open_drives(options.data, files, identity, bytes.fromhex(cluster.node))
     except InUse as error:
         raise CommandError(str(error), 5) from None

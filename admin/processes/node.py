@@ -43,6 +43,7 @@ from trivium.metadata.reach import Reach, Way
 
 log = logging.getLogger(__name__)
 
+FORMING_S = 2.0  # between joins while the pool is being formed
 RETRY_S = 0.5
 RENEW_AGAIN_S = 10.0
 Ready = Callable[[dict[str, Any]], None]
@@ -254,7 +255,9 @@ async def _join(options: NodeOptions, node: Node, addresses: list[str], joined: 
         "addresses": addresses,
         "domain": options.domain or f"default/{options.called}",
     }
-    answer = await _until_answered(options, joining.JOIN, said)
+    while (answer := await _until_answered(options, joining.JOIN, said))["forming"]:
+        joined.set()  # and asked again: a metadata server that stops before the pool is formed remembers nobody
+        await trio.sleep(FORMING_S)
     for drive, path in answer.get("paths", {}).items():
         await node.open_drive(bytes.fromhex(drive), path)
     log.info("joined the pool with %s", ", ".join(answer["drives"]) or "no drives")

@@ -121,6 +121,8 @@ class FarNode:
 
 
 class NodesWorld(World):
+    keeps_unfinished = True
+
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options, drives=DRIVES)
         self.far = [FarNode(self, number) for number in range(1, NODES)]

@@ -225,6 +225,8 @@ class Client:
 
 
 class World:
+    keeps_unfinished = False  # drives of a first start that was interrupted
+
     def __init__(
         self,
         rng: random.Random,
@@ -317,7 +319,8 @@ class World:
                     if not self._may_end(group):
                         raise
             life.serving = life.started = False
-            self._up = trio.Event()
+            if self._up.is_set():  # who waits already waits on: for the next life that serves
+                self._up = trio.Event()
             self._bury(life)
             if not self._stopping:
                 await trio.sleep(self.pause_s or self.rng.random() * self.rng.choice((0.5, 3, 30)))
@@ -385,6 +388,10 @@ class World:
         if not self._known:
             for number in range(self.drive_count):
                 path = absolute(self.data, f"drives/d{number}")
+                if self.keeps_unfinished:
+                    with suppress(ClusterError):
+                        stores.append(Store.open(self.files, path, cluster=CLUSTER))
+                        continue
                 with suppress(OSError, KeyError):
                     self.files.wipe(path)
                 Store.format(self.files, path, cluster=CLUSTER, drive=self.rng.randbytes(16), ballast=4096)
