@@ -158,19 +158,21 @@ class OpenGroups:
 
     async def _open(self, pool: PoolRow, without: frozenset[bytes], closing: Iterable[Group]) -> Group | None:
         closing = tuple(closing)
-        proposal = self._propose(pool, without)
-        if proposal is None:
+        if self._propose(pool, without) is None:
             return None
 
-        def execute(tx: Tx) -> Group:
+        def execute(tx: Tx) -> Group | None:
             group = self._propose(pool, without, tx.next_id("group"))
-            assert group is not None
+            if group is None:  # drives have gone while this waited for its turn
+                return None
             insert(tx, group)
             for old in closing:
                 tx.run("UPDATE groups SET open = 0 WHERE id = ?", old.id)
             return group
 
-        group: Group = await self._writer.do(execute)
+        group: Group | None = await self._writer.do(execute)
+        if group is None:
+            return None
         for old in closing:
             self._groups.pop(old.id, None)
         self._groups[group.id] = group

@@ -18,8 +18,8 @@ from tests.system.nethosts import Cluster
 
 GATEWAYS = ("web0", "web1")
 CLIENT = "desk"  # where users are
-PAUSE_S = 0.15  # users that think: two cores serve a dozen processes here
-SIZES = (0, 100, 70_000, 1_000_000, 5_000_000)
+PAUSE_S = 0.5  # users that think: two cores serve a dozen processes here
+SIZES = (0, 100, 70_000, 1_000_000, 4_500_000)
 
 
 class GatewayObjects(Objects):

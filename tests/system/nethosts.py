@@ -46,7 +46,7 @@ class Running:
 class Cluster(SystemPool):
     """Hosts and the processes on them. `silence_s`: T of the pool."""
 
-    def __init__(self, *, silence_s: float = 8.0) -> None:
+    def __init__(self, *, silence_s: float = 12.0) -> None:
         self.network = Network()
         self.root = Path(tempfile.mkdtemp(prefix=f"{self.network.namespace('')}"))
         super().__init__(self.root)
@@ -260,7 +260,7 @@ class QuicHosts(Cluster):
 
     cables = True
 
-    def __init__(self, engines: Sequence[str], *, silence_s: float = 8.0) -> None:
+    def __init__(self, engines: Sequence[str], *, silence_s: float = 12.0) -> None:
         super().__init__(silence_s=silence_s)
         self.engines = tuple(engines)
         self.engine_of: dict[str, str] = {}

@@ -128,10 +128,23 @@ def get_it_back(cluster: Cluster, shelf: Shelf, load: Load) -> None:
     load.still_works()
     shelf.verify()
     if cluster.cables:
-        cluster.network.cut("h2")  # what was written meanwhile does not depend on another host
+        cut_off(cluster, shelf, load)
+
+
+def cut_off(cluster: Cluster, shelf: Shelf, load: Load) -> None:
+    """Another host: what was written while the first was away does not depend on it. In soaks also one way only."""
+    ways: list[bool | None] = [None, True, False] if SOAK else [None]  # None: both, True: nothing comes to it
+    for way in ways:
+        if way is None:
+            cluster.network.cut("h2")
+        elif not cluster.network.cut_one_way("h2", into=way):
+            continue
         shelf.verify()
         load.still_works()
-        cluster.network.mend("h2")
+        if way is None:
+            cluster.network.mend("h2")
+        else:
+            cluster.network.mend_one_way("h2", into=way)
         cluster.wait_for_status(lambda status: bool(status["whole"]), "the pool to be whole once more")
 
 

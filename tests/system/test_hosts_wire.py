@@ -26,7 +26,8 @@ from trivium.cluster.clock import SystemClock
 from trivium.cluster.errors import ClusterError
 from trivium.cluster.identity import keyfiles
 from trivium.cluster.identity.member import Member
-from trivium.cluster.wire import Service
+from trivium.cluster.wire import NodeRequest, Service
+from trivium.metadata.messages import Operation, Query, Request
 
 pytestmark = pytest.mark.skipif(bool(network.why_not()), reason=network.why_not())
 
@@ -273,16 +274,22 @@ def test_requests_that_make_no_sense_crash_nothing(cluster: QuicHosts, source: r
 
 
 def nearly_msgpack(source: random.Random) -> bytes:
-    """A tagged array as messages are, with a known tag and any fields."""
+    """A tagged array as messages are: a known tag, about as many fields as it has, values of any kind."""
+
+    def message(kinds: tuple[type, ...], depth: int) -> list[object]:
+        kind = source.choice(kinds)
+        count = max(0, len(msgspec.structs.fields(kind)) + source.choice((0, 0, 0, 0, -1, 1)))
+        return [kind.__struct_config__.tag, *(value(depth) for _ in range(count))]  # type: ignore[attr-defined]
 
     def value(depth: int) -> object:
-        kind = source.randrange(8 if depth else 6)
-        if kind == 6:
-            return [value(depth - 1) for _ in range(source.randrange(5))]
+        kind = source.randrange(10 if depth else 7)
         if kind == 7:
+            return [value(depth - 1) for _ in range(source.randrange(4))]
+        if kind == 8:
             return {source.randbytes(3).hex(): value(depth - 1) for _ in range(source.randrange(4))}
-        return (None, source.getrandbits(63), -source.getrandbits(40), source.randbytes(source.randrange(40)),
-                "name" * source.randrange(3), source.random())[kind]  # fmt: skip
+        if kind == 9:
+            return [message(source.choice((Operation.__args__, Query.__args__)), depth - 1)]
+        return (None, source.randrange(3), source.getrandbits(63), -source.getrandbits(40), source.random(),
+                source.randbytes(source.choice((0, 8, 16, 40))), "name" * source.randrange(3))[kind]  # fmt: skip
 
-    tags = ("hello", "call", "ask", "admin", "heartbeat", "ping", "put", "read", "join", "present", "goodbye", "create")
-    return msgspec.msgpack.encode([source.choice(tags), *(value(3) for _ in range(source.randrange(8)))])
+    return msgspec.msgpack.encode(message(source.choice((Request.__args__, NodeRequest.__args__)), 3))

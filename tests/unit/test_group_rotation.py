@@ -9,6 +9,7 @@ import trio
 import trio.testing
 
 from tests.fakes.metadata import memory_client, memory_map, memory_metadata
+from trivium.cluster.errors import NoSpace
 from trivium.cluster.model import ChunkId, Group, NewChunk, Ref
 from trivium.metadata import groups
 from trivium.metadata.client import MetadataClient
@@ -82,3 +83,18 @@ def test_a_commit_to_a_group_that_has_made_place_is_taken(monkeypatch: pytest.Mo
                           chunks=(new,))  # fmt: skip
 
     run(main, drives=100)
+def test_drives_that_go_while_a_group_waits_for_its_record_stop_nobody() -> None:
+    """The group was proposed, its record came after heartbeats of all of its drives had failed."""
+
+    async def main(server: MetadataServer, client: MetadataClient) -> None:
+        everything = frozenset(row.id for row in server.map.drives)
+        without = frozenset(sorted(everything)[:2])
+        looks = iter([frozenset(), frozenset(), frozenset()])
+        server.groups._unfit = lambda: next(looks, everything)
+        with pytest.raises(NoSpace):
+            await server.groups.offer(1, without)
+        server.groups._unfit = frozenset
+        await client.call(Create(ROOT_INO, b"goes on", 0o100644))
+        assert await server.groups.offer(1, without)
+
+    run(main, drives=7)
