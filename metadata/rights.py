@@ -22,6 +22,7 @@ READS: frozenset[type] = frozenset(
     {
         messages.Lookup,
         messages.GetAttr,
+        messages.Stat,  # ends a mount's calls on names
         messages.ReadDir,
         messages.GetLayout,
         messages.ListXattrs,
@@ -35,6 +36,7 @@ READS: frozenset[type] = frozenset(
         messages.ListParts,
         messages.ListVolumes,
         messages.GetVolume,
+        messages.NarrowChunks,
         messages.Locate,
         messages.Hold,  # an open handle protects what it reads
         messages.Release,
