@@ -217,7 +217,7 @@ class Draining:
 
     def _move_log(self, drives: frozenset[bytes]) -> None:
         if any(not drives.isdisjoint(entry.drives) for entry in self._leader.log.chain):
-            self._leader.upkeep.drives_changed()
+            self._leader.upkeep.heal_log()  # not drives_changed(), which would have us look again at once, for ever
 
     def _move_dumps(self, drives: frozenset[bytes]) -> None:
         """Ask for dumps until neither of the two that the root names lies there."""

@@ -22,7 +22,7 @@ READS: frozenset[type] = frozenset(
     {
         messages.Lookup,
         messages.GetAttr,
-        messages.Stat,
+        messages.Stat,  # ends a mount's calls on names
         messages.ReadDir,
         messages.GetLayout,
         messages.ListXattrs,
@@ -36,6 +36,7 @@ READS: frozenset[type] = frozenset(
         messages.ListParts,
         messages.ListVolumes,
         messages.GetVolume,
+        messages.NarrowChunks,
         messages.Locate,
         messages.Hold,  # an open handle protects what it reads
         messages.Release,
@@ -77,7 +78,6 @@ WRITES: frozenset[type] = frozenset(
         messages.SetVolumeLog,
         messages.CommitSegment,
         messages.Checkpoint,
-        messages.NarrowChunks,  # asked by who serves the volume, to write them anew
     }
 )
 """The rest (credentials with their secrets, members, tokens, keys) is for `admin`: an S3 gateway has it too."""

@@ -168,6 +168,10 @@ class Upkeep:
         if dump:
             self.dumper.asked.set()
 
+    def heal_log(self) -> None:
+        """The metadata log has segments where they must not stay."""
+        self._log_wake.set()
+
     def take_stock(self) -> None:
         """A drive has come back: look what lies there."""
         self._stock_wake.set()

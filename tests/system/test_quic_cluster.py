@@ -45,7 +45,8 @@ def test_three_hosts_form_a_cluster_by_tokens_and_serve_s3_and_a_mount(hosts: Ho
         s3.put_object(Bucket="shelf", Key=key, Body=body)
     mountpoint = hosts.work / "mnt"
     mountpoint.mkdir()
-    hosts.trivium("mount", mountpoint)
+    hosts.join_client(hosts.work / "user", "--name", "user")  # who may write, and no more
+    hosts.trivium("mount", mountpoint, "--connect", hosts.work / "user")
     bodies["file"] = source.randbytes(3_000_000)
     (mountpoint / "shelf" / "file").write_bytes(bodies["file"])
     check(hosts, mountpoint, bodies)

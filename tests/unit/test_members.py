@@ -330,3 +330,12 @@ def test_rights_pools_and_owners_at_the_metadata_server() -> None:
             nursery.cancel_scope.cancel()
 
     trio.run(main)
+
+
+def test_only_secrets_members_and_keys_are_for_admins() -> None:
+    for_admins = {kind.__name__ for kind in (*OPERATIONS, *QUERIES) if kind not in rights.READS | rights.WRITES}
+    assert for_admins == {
+        *("SetCredential", "GetCredential", "UnknownUsers", "AddToken", "RemoveToken", "ListTokens"),
+        *("JoinCluster", "EnrolMember", "RevokeMember", "ListMembers", "GetRevocations"),
+        *("AddClusterKey", "RetireClusterKey", "ListClusterKeys"),
+    }, "what a mount or a block device says must be listed in rights.py"
