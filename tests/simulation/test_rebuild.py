@@ -376,7 +376,7 @@ def test_what_tables_of_contents_know_is_there(name: str) -> None:
             async with World(rng, directory) as world:
                 await world.until_up()
                 disaster = Disaster(world, rng)
-                await disaster.live(4)
+                await disaster.live(3)
                 disaster.stop()
                 await trio.sleep(1)
                 disaster.lose(case.drives)
