@@ -20,6 +20,7 @@ from trivium.admin.refoundmap import Seen, draw_map, see_plans
 from trivium.cluster.clock import Clock, Executor, Random
 from trivium.cluster.model import ChunkId, ClusterMap, Profile
 from trivium.cluster.salvage import FoundPut, Salvage
+from trivium.cluster.salvagelog import SegmentFiles
 from trivium.metadata import (
     database,
     forming,
@@ -72,12 +73,12 @@ class Builder:
         """Write the database to `path` (a new file). CommandError."""
         restored = await restore(self._seen.drives, self._salvage, path, executor)
         see_plans(self._seen, self._salvage, restored.seq)
-        built = await executor.run(self._fill, path, restored.seq)
+        built = await executor.run(self._fill, path, restored.seq, restored.complete)
         built.restored_seq, built.whole_log = restored.seq, restored.complete
         built.notes[:0] = [*self._seen.notes, *restored.notes]
         return built
 
-    def _fill(self, path: str, restored_seq: int) -> Built:
+    def _fill(self, path: str, restored_seq: int, complete: bool) -> Built:
         if not restored_seq:
             for suffix in ("", "-wal", "-shm"):
                 if os.path.exists(path + suffix):
@@ -90,7 +91,7 @@ class Builder:
                     migrations.migrate(db, version)
             with db:
                 tx = Tx(db, now=self._clock.wall_ns(), seq=self._seen.last_seq)
-                built = self._rows(tx, path, planted=not restored_seq)
+                built = self._rows(tx, path, planted=not restored_seq, complete=complete)
             return built
         except migrations.MigrationRefused as error:
             raise CommandError(f"the metadata on the drives are of a newer release: {error}.", 6) from None
@@ -101,7 +102,7 @@ class Builder:
         finally:
             db.close()
 
-    def _rows(self, tx: Tx, path: str, *, planted: bool) -> Built:
+    def _rows(self, tx: Tx, path: str, *, planted: bool, complete: bool) -> Built:
         salvage, seen = self._salvage, self._seen
         cluster_map = draw_map(seen, salvage, self._data, self._cluster, self._random)
         credential = self._plant(tx, cluster_map) if planted else None
@@ -112,8 +113,9 @@ class Builder:
         refoundrows.jump(tx)
         groups = self._groups(tx, cluster_map)
         entry = refoundrows.Enter(tx, salvage, seen.ids, groups)
-        chunks = entry.run()
-        volumes, notes = self._volumes(tx, entry, cluster_map)
+        salvaging = unconfirmed or not complete  # else what no row names is dead
+        chunks = entry.run(salvaging)
+        volumes, notes = self._volumes(tx, entry, cluster_map, complete, salvaging)
         files = refoundfiles.enter(tx, salvage, chunks.fresh)
         when = datetime.fromtimestamp(tx.now / 1e9, UTC).strftime("%Y-%m-%d")
         refoundrows.mark(tx, f"on {when}, from shards" + ("" if planted else " and older metadata"))
@@ -138,7 +140,11 @@ class Builder:
         groups.learn(refoundrows.read_groups(tx))
         return groups
 
-    def _volumes(self, tx: Tx, entry: refoundrows.Enter, cluster_map: ClusterMap) -> tuple[list[Entered], list[str]]:
+    def _volumes(
+        self, tx: Tx, entry: refoundrows.Enter, cluster_map: ClusterMap, complete: bool, salvaging: bool
+    ) -> tuple[list[Entered], list[str]]:
+        """`complete`: the rows are the newest; only where their logs lie may be another place."""
+
         def chosen(chunk: ChunkId) -> FoundPut | None:
             row = tx.one("SELECT nonce FROM chunks WHERE session = ? AND counter = ?", chunk.session, chunk.counter)
             return None if row is None else self._salvage.find(chunk, row[0])
@@ -146,10 +152,16 @@ class Builder:
         pool = cluster_map.pools[0]
         profile = Profile(pool.k, pool.m, pool.codec)
         found = refoundvolumes.find(self._salvage, chosen, self._seen.ids)
-        entered = [refoundvolumes.enter(tx, volume, entry, profile) for volume in found]
+        copies = SegmentFiles(self._salvage.drives)
+        kept = refoundvolumes.keep(tx, copies, self._seen.ids) if complete else {}
+        entered = [
+            kept[volume.id] if volume.id in kept else refoundvolumes.enter(tx, volume, entry, profile)
+            for volume in found
+            if volume.id in kept or salvaging
+        ]
         for volume in found:
             refoundrows.raise_counter(tx, "volume", volume.id)
-        bare = refoundvolumes.forget_logs(tx, {volume.id for volume in found})
+        bare = refoundvolumes.forget_logs(tx, kept.keys() | {volume.id for volume in found})
         return [one for one in entered if one is not None], [f"volume {name}: its log is lost" for name in bare]
 
 

@@ -2,8 +2,8 @@
 goes on. Reads only.
 
 Invariants:
-1. A drive keeps the id that its root file says; one whose root file is lost gets a new one. Drives of other clusters
-   and those that the newest map calls removed are left out, and named.
+1. A drive keeps the id that its root file says; one whose root file is lost is the drive whose place it has in the
+   newest map, else it gets a new id. Drives of other clusters and those that the map calls removed are left out.
 2. Drives that the newest map names and that are not here stay in it: they are down, as after a start without them.
 3. Every number begins beyond all that any copy of the root, any log and any shard shows.
 """
@@ -21,7 +21,7 @@ import msgspec
 
 from trivium.admin.datadir import ClusterFile, DataDir
 from trivium.admin.errors import CommandError
-from trivium.admin.processes.drives import DEFAULT_POOL, relative
+from trivium.admin.processes.drives import DEFAULT_POOL, absolute, relative
 from trivium.cluster.clock import Random
 from trivium.cluster.drivedir import NOBODY, DriveDir
 from trivium.cluster.model import Ballot, ClusterMap, DriveRow, NodeRow, PoolRow, Profile, Root, RootSlot
@@ -56,7 +56,7 @@ class Seen:
         return self.root is not None and has_majority(voting, self.root)
 
 
-def look(drives: Sequence[DriveDir], cluster: bytes, random: Random) -> Seen:
+def look(drives: Sequence[DriveDir], cluster: bytes, random: Random, data: DataDir) -> Seen:
     """CommandError: a drive lies there twice."""
     seen = Seen()
     ours = [drive for drive in drives if drive.cluster in (cluster, NOBODY)]
@@ -68,18 +68,26 @@ def look(drives: Sequence[DriveDir], cluster: bytes, random: Random) -> Seen:
         if drive.drive in removed:
             seen.notes.append(f"{drive.path}: left out, it was removed from the pool")
             continue
-        id = drive.drive if drive.drive != NOBODY else random.randbytes(16)
+        id = drive.drive if drive.drive != NOBODY else _id_of(drive, ours, seen.root, data) or random.randbytes(16)
         if id in seen.ids.values():
             other = next(path for path, one in seen.ids.items() if one == id)
             raise CommandError(f"{drive.path} and {other} say that they are the same drive: leave one, with --drive.")
         if drive.drive == NOBODY:
-            seen.notes.append(f"{drive.path}: its root file is lost, it gets a new id")
+            seen.notes.append(f"{drive.path}: its root file is lost; it gets a new one")
         seen.ids[drive.path] = id
         seen.drives.append(drive)
         _see_slots(seen, drive)
     for copy in SegmentFiles(seen.drives).copies(METADATA_LOG):
         seen.last_seq = max(seen.last_seq, copy.head.first_seq, copy.scan.last_seq)
     return seen
+
+
+def _id_of(drive: DriveDir, drives: Sequence[DriveDir], root: Root | None, data: DataDir) -> bytes:
+    """Of a drive without its root file: whose place this is by the newest map, unless that one is elsewhere."""
+    elsewhere = {other.drive for other in drives}
+    rows = root.map.drives if root is not None else ()
+    found = [row.id for row in rows if absolute(data, row.path) == drive.path and row.reason != "removed"]
+    return found[0] if len(found) == 1 and found[0] not in elsewhere else b""
 
 
 def _see_slots(seen: Seen, drive: DriveDir) -> None:

@@ -94,12 +94,13 @@ class Enter:
         self._tx, self._salvage, self._ids, self._groups = tx, salvage, ids, groups
         self.done = Chunks()
 
-    def run(self) -> Chunks:
+    def run(self, salvaging: bool = True) -> Chunks:
+        """`salvaging`: chunks that no row names get one; else they are what the newest state left behind."""
         tx = self._tx
         dead = {ChunkId(*row) for row in tx.all("SELECT session, counter FROM queue WHERE kind = 1")}
         known = self._known_rows()
         for chunk, puts in sorted(self._salvage.puts.items()):
-            if chunk in known or chunk in dead or not _storable(chunk):
+            if not salvaging or chunk in known or chunk in dead or not _storable(chunk):
                 continue
             put = best(puts.values())
             if put.kind != ChunkKind.DUMP:

@@ -28,6 +28,7 @@ from trivium.cluster.salvage import FoundPut, Salvage
 from trivium.cluster.salvagelog import SegmentCopy, SegmentFiles
 from trivium.metadata.refoundrows import Enter
 from trivium.metadata.tx import Tx
+from trivium.metadata.volumes import decode_chain
 from trivium.nbd.checkpoint import Index, decode_index, decode_part
 from trivium.nbd.errors import Damaged
 from trivium.nbd.journal import Table, decode_record, decode_table, table_length
@@ -339,6 +340,32 @@ def enter(tx: Tx, found: FoundVolume, entry: Enter, profile: Profile) -> Entered
             *(found.id, part.chunk.session, part.chunk.counter, part.first, part.last, part.born),
         )
     return Entered(name, size, found.sized or row is not None, notes)
+
+
+def keep(tx: Tx, files: SegmentFiles, ids: Mapping[str, bytes]) -> dict[int, Entered]:
+    """The restored rows are the newest state: volumes stay as they are, their logs are where their segments lie now."""
+    copies: dict[bytes, list[SegmentCopy]] = {}
+    for copy in files.copies(KIND_VOLUME):
+        copies.setdefault(copy.head.segment, []).append(copy)
+    kept = {}
+    for id, name, size, log in tx.all("SELECT id, name, size, log FROM volumes WHERE name != ''"):
+        notes: list[str] = []
+        log_now = tuple(_now(entry, copies.get(entry.segment, ()), ids, notes) for entry in decode_chain(log))
+        tx.run("UPDATE volumes SET log = ?, lease = lease + ? WHERE id = ?", _encode(log_now), LEASE_GAP, id)
+        kept[id] = Entered(name, size, True, notes)
+    return kept
+
+
+def _now(
+    entry: SegmentEntry, copies: Iterable[SegmentCopy], ids: Mapping[str, bytes], notes: list[str]
+) -> SegmentEntry:
+    """On the drives that hold it as far as it counts; unchanged when none is here: one of them may come back."""
+    wanted = entry.last_seq or 0
+    drives = tuple(dict.fromkeys(ids[copy.drive.path] for copy in copies if copy.scan.last_seq >= wanted))
+    if not drives:
+        notes.append(f"segment {entry.segment.hex()} of its log is on none of the drives")
+        return entry
+    return SegmentEntry(entry.segment, drives, entry.first_seq, entry.last_seq)
 
 
 def forget_logs(tx: Tx, found: Collection[int]) -> list[str]:

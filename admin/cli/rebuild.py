@@ -195,7 +195,7 @@ def _look(
     from trivium.cluster.salvage import Salvage
 
     rng = random.SystemRandom()
-    seen = look(drives, bytes.fromhex(cluster.cluster), rng)
+    seen = look(drives, bytes.fromhex(cluster.cluster), rng, directory)
     if not seen.drives:
         raise CommandError("none of the drives belongs to the pool.")
     salvage = Salvage(seen.drives)
