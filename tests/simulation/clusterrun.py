@@ -204,13 +204,13 @@ class Run:
         logged = list(leader.log.chain[-1].drives)
         everybody = [row.id for row in leader.server.map.drives]
         few = self.rng.sample(logged, min(2, len(logged)))
-        stalled = self.rng.choice((self.rng.sample(everybody, 1), few, few, logged, everybody))
+        stalled = self.rng.choice((self.rng.sample(everybody, 1), few, few, few, logged, everybody))
         spare = [row for row in world.healthy() if row.id in logged and row.id not in stalled]
         may_lose = stalled is few and spare and not await self._not_whole() and not world.lost
-        seconds = self.rng.choice((3.0, 8.0, 20.0))
+        seconds = self.rng.choice((3.0, 8.0, 20.0, 20.0))
         self.trace(f"{len(stalled)} drives hang for {seconds:.0f} s")
         world.stall(stalled, seconds)
-        await trio.sleep(self.rng.random() * seconds)
+        await trio.sleep(self.rng.choice((self.rng.random(), 0.9)) * seconds)
         if self.rng.random() < 0.6 or may_lose or deadly:
             world.die(self.rng.choice(("kill", "power")))
             if may_lose and not world.lost and spare[0].id != self.flipping:

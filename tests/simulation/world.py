@@ -89,7 +89,7 @@ class MortalExecutor(InlineExecutor):
                 await trio.sleep(self._rng.random() * self._slow_s())
         else:
             await trio.lowlevel.checkpoint()
-        late = self._stalled and self._rng.random() < 0.2  # the disk has done it, and says so much later
+        late = self._stalled and self._rng.random() < 0.1  # the disk has done it, and says so much later
         if self._stalled and not late:
             await self._stall(fn, args)
         if self._life.dead and getattr(fn, "__name__", "") != "close":
