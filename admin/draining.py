@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import trio
 
-from trivium.admin.volumelogs import move_volume_logs
 from trivium.cluster.errors import ClusterError
 from trivium.cluster.model import DriveRow, Root
 from trivium.cluster.rootvotes import next_voters
@@ -193,7 +192,7 @@ class Draining:
             if drives:
                 self._move_log(drives)
                 self._move_dumps(drives)
-                await move_volume_logs(self._leader, drives)
+                self._leader.upkeep.volume_logs.changed()
         except (ClusterError, MetadataError) as error:
             log.warning("a drain goes on later: %s", error)
 

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -131,7 +132,7 @@ async def bench(folder: Path) -> dict[str, float]:
         await nursery.start(server.serve, node.handle)
         chunks = Chunks(catalog, router, cluster=CLUSTER, random=random.SystemRandom(), executor=executor)
         nursery.start_soon(chunks.run)
-        results |= await measure(chunks, catalog)
+        results |= await measure(chunks, router, cluster_map)
         nursery.cancel_scope.cancel()
     chunks.close()
     for store in stores:
@@ -139,7 +140,7 @@ async def bench(folder: Path) -> dict[str, float]:
     return results
 
 
-async def measure(chunks: Chunks, catalog: BenchCatalog) -> dict[str, float]:
+async def measure(chunks: Chunks, router: Router, cluster_map: ClusterMap) -> dict[str, float]:
     results: dict[str, float] = {}
     refs: dict[int, list[Ref]] = {}
     for size, depths in ((4 * MIB, (1, 4)), (64 * 1024, (1, 8)), (4096, (1, 32))):
@@ -167,7 +168,25 @@ async def measure(chunks: Chunks, catalog: BenchCatalog) -> dict[str, float]:
             results[f"get_{size}_qd{depth}_per_s"] = round(per_s, 1)
             results[f"get_{size}_qd{depth}_MB_s"] = round(per_s * size / 1e6, 1)
             results[f"get_{size}_qd{depth}_cpu_ms"] = round(cpu * 1e3, 3)
+        results[f"get_{size}_m_gone_of_whole"] = await with_m_gone(
+            router, cluster_map, partial(rate, 100_000, 4, get, 1.0)
+        )
     return results
+
+
+async def with_m_gone(
+    router: Router, cluster_map: ClusterMap, work: Callable[[], Awaitable[tuple[float, float]]]
+) -> float:
+    """Calls per second with m drives gone as a part of those with none, by turns; the median of five."""
+    ratios = []
+    for turn in range(5):
+        whole, _ = await work()
+        gone = [row.id for row in cluster_map.drives[turn % 5 : turn % 5 + 2]]
+        router.update(cluster_map, gone)
+        degraded, _ = await work()
+        router.update(cluster_map)
+        ratios.append(degraded / whole)
+    return round(sorted(ratios)[2], 2)
 
 
 def codec_rate() -> float:

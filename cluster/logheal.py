@@ -13,10 +13,22 @@ from trivium.cluster import logsegment
 from trivium.cluster.errors import ClusterError, Unavailable
 from trivium.cluster.log import LogParts, LogWriter
 from trivium.cluster.logfile import encode_append
+from trivium.cluster.logplan import Chain
 from trivium.cluster.model import SegmentEntry
 from trivium.cluster.wire import LogHead
 
 log = logging.getLogger(__name__)
+
+
+def wanted(parts: LogParts, avoid: Collection[bytes]) -> int:
+    """How many replicas a new segment would get now."""
+    return len(parts.choose(b"", frozenset(avoid)))
+
+
+def is_short(chain: Chain, wanted: int, avoid: Collection[bytes]) -> bool:
+    """Some segment has a replica that must go, or fewer than a new one would get: a takeover or a move that did without
+    a drive leaves it out of the closed segment, and nothing about the drives needs to change ever again."""
+    return any(len(entry.drives) < wanted or not set(entry.drives).isdisjoint(avoid) for entry in chain)
 
 
 async def heal(
@@ -24,15 +36,14 @@ async def heal(
 ) -> int:
     """Give every segment as many replicas as a new one would get, none on `avoid` (out, draining). Answers how many
     segments still have too few. Replicas on `present` (draining, among `avoid`) are left only for other ones."""
-    wanted = len(parts.choose(b"", frozenset(avoid)))
-    open_entry = writer.chain[-1]
-    if set(open_entry.drives) & set(avoid) or len(open_entry.drives) < wanted:
+    count = wanted(parts, avoid)
+    if is_short(writer.chain[-1:], count, avoid):
         await writer.leave(avoid)  # first: what it closes is copied below
-    short = int(len(writer.chain[-1].drives) < wanted)
+    short = int(len(writer.chain[-1].drives) < count)
     for entry in writer.chain[:-1]:
-        kept = tuple(drive for drive in entry.drives if drive not in avoid)
-        if len(kept) < wanted or len(kept) < len(entry.drives):
-            short += not await _heal_closed(parts, writer, entry, kept, wanted, avoid, present)
+        if is_short((entry,), count, avoid):
+            kept = tuple(drive for drive in entry.drives if drive not in avoid)
+            short += not await _heal_closed(parts, writer, entry, kept, count, avoid, present)
     return short
 
 

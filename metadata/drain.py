@@ -118,9 +118,10 @@ def to_move(reader: Reader, limit: int = BATCH, skip: frozenset[ChunkId] = froze
 
 
 def target_drives(group: Group, cluster_map: ClusterMap, usable: frozenset[bytes]) -> tuple[bytes, ...] | None:
-    """The group's drives with the draining ones replaced, by the healer's rule."""
+    """The group's drives with the draining ones replaced, by the healer's rule. None: there is no drive for any."""
     rows = (msgspec.structs.replace(row, reason="out") if row.reason == DRAINING else row for row in cluster_map.drives)
-    return heal.target_drives(group, msgspec.structs.replace(cluster_map, drives=tuple(rows)), usable)
+    drives = heal.target_drives(group, msgspec.structs.replace(cluster_map, drives=tuple(rows)), usable)
+    return None if drives == group.drives else drives
 
 
 def commit(tx: Tx, placed: Placed, target: Group, seq: int, lacking: int) -> bool:
@@ -193,10 +194,9 @@ class Drainer:
     async def _move(self, placed: Placed) -> bool:
         drives = target_drives(placed.group, self._map(), self._usable())
         if drives is None:
-            self.waiting = NO_PLACE
+            if draining(self._map()):  # else the drain was cancelled meanwhile
+                self.waiting = NO_PLACE
             return False
-        if drives == placed.group.drives:
-            return False  # the drain was cancelled meanwhile
         try:
             planned: tuple[Group, int] | None = await self._do(lambda tx: heal.plan(tx, placed, drives))
             if planned is None:

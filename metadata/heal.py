@@ -66,17 +66,19 @@ def count_to_repair(reader: Reader) -> int:
     return repairqueue.count(reader)[0]
 
 
-def target_drives(group: Group, cluster_map: ClusterMap, usable: frozenset[bytes]) -> tuple[bytes, ...] | None:
-    """The group's drives with those that are gone replaced, spread like new groups. None: there is no drive for it."""
-    gone = gone_drives(cluster_map) | (frozenset(group.drives) - {drive.id for drive in cluster_map.drives})
+def lost_drives(group: Group, cluster_map: ClusterMap) -> frozenset[bytes]:
+    return gone_drives(cluster_map) | (frozenset(group.drives) - {drive.id for drive in cluster_map.drives})
+
+
+def target_drives(group: Group, cluster_map: ClusterMap, usable: frozenset[bytes]) -> tuple[bytes, ...]:
+    """The group's drives with those that are gone replaced, as many as there are drives for, spread like new groups."""
+    gone = lost_drives(group, cluster_map)
     bad = [i for i, drive in enumerate(group.drives) if drive in gone]
     if not bad:
         return group.drives
     spare = usable - set(group.drives) - gone
     kept = [drive for drive in group.drives if drive not in gone]
     order = placement.substitutes(cluster_map, kept, len(bad), group.m, spare, group.id)
-    if len(order) < len(bad):
-        return None
     drives = list(group.drives)
     for place, drive in zip(bad, order, strict=False):
         drives[place] = drive
@@ -161,12 +163,14 @@ class Healer:
 
     def obstacle(self, one: repairqueue.RiskClass) -> str:
         """Why nothing of a class can be healed now, "" when something can."""
-        usable = self._usable()
-        drives = target_drives(one.group, self._map(), usable)
-        if drives is None:
-            return NO_DRIVE
-        wanted = [i for i, drive in enumerate(drives) if drive != one.group.drives[i] or one.missing >> i & 1]
+        usable, cluster_map = self._usable(), self._map()
+        drives = target_drives(one.group, cluster_map, usable)
+        lost = lost_drives(one.group, cluster_map)
+        wanted = [i for i, drive in enumerate(drives) if drive in lost or drive != one.group.drives[i]]
+        wanted += [i for i in range(len(drives)) if one.missing >> i & 1 and i not in wanted]
         if wanted and not any(drives[i] in usable for i in wanted):
+            if any(drives[i] in lost for i in wanted):
+                return NO_DRIVE
             names = {row.id: row.name for row in self._map().drives}
             away = ", ".join(sorted({names.get(drives[i], drives[i].hex()) for i in wanted}))
             return f"healing waits for drive {away} to come back: bring it back, or: trivium drive replace"
@@ -214,11 +218,7 @@ class Healer:
 
     async def _heal(self, placed: Placed) -> bool:
         """Plan, rebuild, commit one chunk; False when it is not whole yet."""
-        drives = target_drives(placed.group, self._map(), self._usable())
-        if drives is None:
-            self.progress.waiting = NO_DRIVE
-            return False
-        return await self.relocate(placed, drives)
+        return await self.relocate(placed, target_drives(placed.group, self._map(), self._usable()))
 
     async def relocate(self, placed: Placed, drives: tuple[bytes, ...]) -> bool:
         """Bring a chunk to these drives; False when it is not whole there. What it leaves is queued for collecting."""

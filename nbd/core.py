@@ -9,6 +9,7 @@ Invariants
    the map is always the state after write `upto`, the last write of the last committed segment.
 3. At most MAX_FULL full segments wait to be sealed (with the open one: 32 MiB of dirty data at most).
 4. Bytes at a position of a segment or chunk never change: they are copied outside of the lock.
+5. A write of at most WHOLE_BLOCKS is in one segment: after a crash all of it is there or nothing.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from trivium.nbd.journal import DATA, EXTENT_BLOCKS_MAX, Piece, records_of
 from trivium.nbd.map import BLOCK, BLOCK_SHIFT, POSITION_MASK, ZEROS, BlockMap, LiveMap, Run, entry_of, lookup
 
 MAX_FULL = 3
+WHOLE_BLOCKS = 64
 LOG_REST_BLOCKS = 255
 """A segment with at most this much unlogged is logged by a flush; with more it is sealed, and the flush waits for its
 chunk: that stores 1.5 bytes a byte (4+2), the log 3 and the chunk later 1.5 more."""
@@ -176,12 +178,11 @@ class VolumeCore:
             left = len(data) >> BLOCK_SHIFT
             while left and self.credit_bytes > 0:
                 segment = self.open
-                room = segment.room_blocks() if segment is not None else 0
-                if segment is None or room <= 0:
+                count = self._takes(left)
+                if segment is None or not count:
                     if not self._rotate():
                         break
                     continue
-                count = min(room, left, EXTENT_BLOCKS_MAX)
                 self.accepted += 1
                 size = count << BLOCK_SHIFT
                 self._spend(size)
@@ -228,14 +229,23 @@ class VolumeCore:
             self.overlay.put(block, count, entry_of(segment.number, ZEROS))
             return True
 
+    def _takes(self, blocks: int) -> int:
+        """How many of a write's blocks the open segment takes: of a short one all or none (invariant 5)."""
+        if self.open is None:
+            return 0
+        room = max(0, self.open.room_blocks())
+        if room < blocks <= WHOLE_BLOCKS and self.open.used:
+            return 0
+        return min(room, blocks, EXTENT_BLOCKS_MAX)
+
     def _spend(self, size: int) -> None:
         self.credit_bytes -= size
         self.written_bytes += size
 
-    def takes_writes(self) -> bool:
-        """Whether a write that found no room would find some now."""
+    def takes_writes(self, length: int = BLOCK) -> bool:
+        """Whether a write of so many bytes that found no room would find some now."""
         with self.lock:
-            has_room = self.open is None or self.open.room_blocks() > 0 or len(self.full) < MAX_FULL
+            has_room = self.open is None or self._takes(length >> BLOCK_SHIFT) > 0 or len(self.full) < MAX_FULL
             return self.credit_bytes > 0 and has_room
 
     def _check_write(self, offset: int, length: int) -> None:

@@ -86,7 +86,7 @@ class Device:
                 return
             done = core.write(offset, buffer)
             while done < length:
-                self._bridge.call(self.volume.room)
+                self._bridge.call(self.volume.room, length - done)
                 done += core.write(offset + done, buffer[done:])
             if fua or core.write_through:
                 self._bridge.call(self.volume.make_durable)

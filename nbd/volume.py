@@ -188,7 +188,7 @@ class Volume:
     async def _write_blocks(self, offset: int, view: memoryview) -> None:
         done = self.core.write(offset, view)
         while done < len(view):
-            await self.room()
+            await self.room(len(view) - done)
             done += self.core.write(offset + done, view[done:])
 
     async def _write_unaligned(self, offset: int, view: memoryview, head: int) -> None:
@@ -245,13 +245,13 @@ class Volume:
         await self.make_durable()
         self.core.write_through = False
 
-    async def room(self) -> None:
-        """Wait until a full segment has been sealed, or the pool was asked what room it has. Raises Full when there is
-        none."""
+    async def room(self, length: int = BLOCK) -> None:
+        """Wait until a full segment has been sealed, or the pool was asked what room it has, for `length` bytes.
+        Raises Full when there is none."""
         if self.core.no_space:
             raise Full(self.core.no_space)
         self.held.check()
-        if self.core.takes_writes():  # meanwhile (the caller may have looked from another thread)
+        if self.core.takes_writes(length):  # meanwhile (the caller may have looked from another thread)
             await trio.lowlevel.checkpoint()
             return
         self.space.hurry()

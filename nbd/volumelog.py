@@ -29,13 +29,20 @@ from trivium.metadata.messages import LEASE_LOST, SESSION_ENDED, MetadataError, 
 from trivium.nbd.backend import ClusterMetadata
 from trivium.nbd.recovery import volume_owner
 
+POOL = 1
 KIND_VOLUME = 2  # of a log
 RECORD_VOLUME = 3  # of a record
 SCHEMA = 1
 RESERVE_CLASS = 1
-KEEP_OFF_S = 5.0  # between looks whether a segment lies on a drive that is to be left
+KEEP_COPIES_S = 5.0  # between looks whether a segment lacks a replica, or has one on a drive that is to be left
+KEEP_COPIES_MOST_S = 60.0  # while that cannot be helped
 
 log = logging.getLogger(__name__)
+
+
+def replicas(cluster_map: ClusterMap, pool: int = POOL) -> int:
+    """How many each segment of a volume's log should have."""
+    return next((row.m + 1 for row in cluster_map.pools if row.id == pool), 3)
 
 
 class VolumeChain:
@@ -91,7 +98,7 @@ class ClusterLog:
             assert self._writer is not None
             try:
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._keep_off, self._writer)
+                    nursery.start_soon(self._keep_copies, self._writer)
                     await self._writer.run()
                     nursery.cancel_scope.cancel()
             except* NoSpace:
@@ -101,16 +108,20 @@ class ClusterLog:
             self._made = trio.Event()
             self._writer = None
 
-    async def _keep_off(self, writer: LogWriter) -> None:
-        """Leave drives that are draining or gone."""
+    async def _keep_copies(self, writer: LogWriter) -> None:
+        """Leave drives that are draining or gone, and give segments that were left with fewer replicas others."""
+        wait_s = KEEP_COPIES_S
         while True:
-            await trio.sleep(KEEP_OFF_S)
+            await trio.sleep(wait_s)
             avoid, present = self._leaving()
-            if any(not avoid.isdisjoint(entry.drives) for entry in writer.chain):
+            short = 0
+            if logheal.is_short(writer.chain, logheal.wanted(self._parts, avoid), avoid):
                 try:
-                    await logheal.heal(self._parts, writer, avoid, present=present)
+                    short = await logheal.heal(self._parts, writer, avoid, present=present)
                 except (ClusterError, MetadataError) as error:
-                    log.info("the log of volume %d keeps its drives for now: %s", self._volume, error)
+                    log.info("the log of volume %d stays as it is for now: %s", self._volume, error)
+                    short = 1
+            wait_s = min(2 * wait_s, KEEP_COPIES_MOST_S) if short else KEEP_COPIES_S
 
     async def append(self, payloads: Sequence[Sequence[bytes | memoryview]]) -> int:
         records = [LogRecord(0, RECORD_VOLUME, SCHEMA, 0, 0, NO_HASH, b"".join(payload)) for payload in payloads]
@@ -139,7 +150,7 @@ class ClusterLog:
 class ClusterLogs:
     """Logs over the nodes that chunks are on too."""
 
-    def __init__(self, metadata: ClusterMetadata, nodes: Nodes, *, random: Random, pool: int = 1) -> None:
+    def __init__(self, metadata: ClusterMetadata, nodes: Nodes, *, random: Random, pool: int = POOL) -> None:
         self._metadata = metadata
         self._nodes = nodes
         self._random = random
@@ -190,16 +201,13 @@ class ClusterLogs:
     def _choose(self, segment: bytes, avoid: frozenset[bytes]) -> tuple[bytes, ...]:
         cluster_map = self._metadata.map()
         up = [row.id for row in cluster_map.drives if self._nodes.is_up(row.id)]
-        return logplan.choose_drives(cluster_map, up, self._replicas(cluster_map), segment, avoid)
+        return logplan.choose_drives(cluster_map, up, replicas(cluster_map, self._pool), segment, avoid)
 
     def _leaving(self) -> tuple[frozenset[bytes], frozenset[bytes]]:
         """Drives that must not keep a segment: all of them, and those of them that still have theirs."""
         rows = self._metadata.map().drives
         draining = frozenset(row.id for row in rows if row.reason == "draining")
         return draining | {row.id for row in rows if row.reason in ("out", "removed")}, draining
-
-    def _replicas(self, cluster_map: ClusterMap) -> int:
-        return next((pool.m + 1 for pool in cluster_map.pools if pool.id == self._pool), 3)
 
     def _lost(self, state: VolumeState) -> list[bytes]:
         return [drive for entry in state.log for drive in entry.drives if not self._nodes.is_up(drive)]

@@ -68,7 +68,7 @@ def replace(name: str, path: Path | None, wait: bool, data: DataDir) -> None:
     answer = run(work)
     click.echo(f"drive {name} replaced by a new one at {answer['path']}; healing onto it")
     if wait:
-        run(_watch, data)
+        run(_watch_onto, data, name)
 
 
 @click.command()
@@ -108,13 +108,27 @@ async def _heal(data: DataDir) -> dict[str, Any]:
 
 
 async def _watch(data: DataDir) -> None:
-    stuck = Stuck()
-    report = await watching.watch(
-        "healing", partial(_heal, data), over=lambda report: stuck.at(report) or whole(report)
-    )
+    report = await _until_over(data)
     if not whole(report):
         raise CommandError(report["waiting"])
     click.echo("healed: every chunk has all of its shards")
+
+
+async def _watch_onto(data: DataDir, name: str) -> None:
+    """As _watch; that other drives are to be replaced as well is no failure of this one's replacement."""
+    report = await _until_over(data)
+    others = [row["name"] for row in await _drives(data) if row["state"] == "out" and row["name"] != name]
+    if whole(report) or not others:
+        await _watch(data)
+        return
+    left = report["total"] - report["done"]
+    click.echo(f"drive {name} has all that can be healed onto it; {left} chunks lack shards of {', '.join(others)} too")
+    click.echo(report["waiting"])
+
+
+async def _until_over(data: DataDir) -> dict[str, Any]:
+    stuck = Stuck()
+    return await watching.watch("healing", partial(_heal, data), over=lambda report: stuck.at(report) or whole(report))
 
 
 def whole(report: dict[str, Any]) -> bool:

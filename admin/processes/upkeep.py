@@ -17,6 +17,7 @@ from trivium.admin.autoout import AutoOut
 from trivium.admin.draining import Draining
 from trivium.admin.processes.scrubbing import Scrubbing
 from trivium.admin.slowdrives import SlowDrives
+from trivium.admin.volumelogs import VolumeLogs
 from trivium.cluster import logheal, placement
 from trivium.cluster.errors import ClusterError
 from trivium.cluster.log import LogParts
@@ -97,6 +98,7 @@ class Upkeep:
             usable=substrate.watch.usable,
         )
         self.draining = Draining(leader, mover)
+        self.volume_logs = VolumeLogs(leader)
         self.auto_out = AutoOut(leader)
         self.slow_drives = SlowDrives(leader)
         self.dumper = Dumper(
@@ -150,6 +152,7 @@ class Upkeep:
             self._stock,
             self.scrubbing.run,
             self.draining.run,
+            self.volume_logs.run,
             self.auto_out.run,
             self.slow_drives.run,
         ):
@@ -160,6 +163,7 @@ class Upkeep:
         self.healer.changed()
         self.draining.changed()
         self.rebalancer.changed()
+        self.volume_logs.changed()
         self._log_wake.set()
         if dump:
             self.dumper.asked.set()
@@ -220,20 +224,21 @@ class Upkeep:
         await self.dumper.run()
 
     async def _heal_log(self) -> None:
-        """Give every log segment its replicas back after a drive was lost."""
+        """Give every log segment its replicas back: when drives have come or gone, and now and then, because a takeover
+        or an append that did without a drive for a moment leaves a segment short though no drive's state changes."""
         while True:
-            await self._log_wake.wait()
+            with trio.move_on_after(LOG_HEAL_PERIOD_S):
+                await self._log_wake.wait()
             self._log_wake = trio.Event()
+            lost, leaving = self._leader.lost_drives(), self._leader.draining_drives()
+            avoid, parts = lost | leaving, self.log_parts
             try:
-                lost, leaving = self._leader.lost_drives(), self._leader.draining_drives()
-                short = await logheal.heal(self.log_parts, self._leader.log, lost | leaving, present=leaving - lost)
+                short = logheal.is_short(self._leader.log.chain, logheal.wanted(parts, avoid), avoid)
+                if short and await logheal.heal(parts, self._leader.log, avoid, present=leaving - lost):
+                    await trio.sleep(LOG_HEAL_PERIOD_S)
             except ClusterError as error:
                 log.warning("the log is not healed yet: %s", error)
-                short = 1
-            if short:
                 await trio.sleep(LOG_HEAL_PERIOD_S)
-                if self._leader.substrate.watch.usable():
-                    self._log_wake.set()
 
     async def _stock(self) -> None:
         """Once an hour: orphans of crashed puts are collected, empty places are healed."""

@@ -339,7 +339,9 @@ class Files:
         offset = self.rng.randrange(len(data) + 1)
         length = self.rng.choice((10, 10_000, 200_000))
         found = bytes(await self.client.fs.contents.read(fh, offset, length))
-        if not self.client.ended:
+        handle = self.client.fs.contents.handle(fh)
+        untold = handle.errors != handle.inode.pending.errors  # a write found no room: the next write or flush says so
+        if not self.client.ended and not untold:
             assert found == bytes(data[offset : offset + length]), f"{name!r}: the mount reads what it did not write"
 
 

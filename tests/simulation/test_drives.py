@@ -17,10 +17,10 @@ from tests.simulation.test_scenarios import LARGE, commit, files_of, put, stage
 from tests.simulation.test_volume import SIZE
 from tests.simulation.world import Client, World
 from trivium.admin import drivelife
-from trivium.admin.drivecommands import add_drive
+from trivium.admin.drivecommands import add_drive, replace_drive
 from trivium.admin.processes.drives import absolute
 from trivium.cluster.model import DriveRow, SegmentEntry
-from trivium.metadata import drain, heal, inventory, mapsettings
+from trivium.metadata import chunkrows, drain, heal, inventory, mapsettings
 from trivium.metadata.messages import CreateBucket, CreateVolume, DeleteObject, MetadataError, OpenVolume
 
 SEEDS = 1  # each is minutes of a pool's life; TRIVIUM_SEEDS=20 runs more
@@ -220,6 +220,35 @@ def test_no_more_drives_go_out_than_can_be_healed_and_a_lost_one_is_removed_only
             parent.durable = dict(parent.entries)
         for row in rows:
             await until(world, "back in", partial(reason_is, world, row.name, ""))
+        await world.until_whole()
+        assert await read_object(await world.client("cold"), b"x") == value
+
+    on_drives(scenario, count=6)
+
+
+def test_of_two_that_are_out_the_first_replaced_is_healed_onto_at_once() -> None:
+    """Six drives, chunks of six: what is lost with the second cannot be healed yet, what was on the first can."""
+
+    async def scenario(world: World, client: Client) -> None:
+        leader = await world.until_up()
+        value = world.rng.randbytes(LARGE)
+        ref = await put(client, b"x", value)
+        on_it = {path.split("/chunks/")[0] for path in await files_of(world, ref)}
+        rows = [row for row in leader.server.map.drives if absolute(world.data, row.path) in on_it][:2]
+        for row in rows:
+            world.files.unmount(absolute(world.data, row.path))
+        for row in rows:
+            await until(world, "out", partial(reason_is, world, row.name, "out"))
+        for at, row in enumerate(rows):
+            new = f"drives/{row.name}-new"
+            await replace_drive(leader, row.name, absolute(world.data, new))
+
+            async def healed_onto(folder: str = absolute(world.data, new), left: int = 1 - at) -> bool:
+                placed = (await leader.read(lambda reader: chunkrows.locate(reader, [ref.chunk])))[0]
+                there = any(path.startswith(folder) for path in await files_of(world, ref))
+                return there and placed.missing.bit_count() == left
+
+            await until(world, "healed onto the new one", healed_onto)
         await world.until_whole()
         assert await read_object(await world.client("cold"), b"x") == value
 

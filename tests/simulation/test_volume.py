@@ -44,7 +44,7 @@ class History:
 
     def settle(self, found: bytearray) -> None:
         """`found` must be the state after some number of operations, all flushed ones among them; the one after them
-        may be there up to some byte (a write that was never answered durable may be cut)."""
+        may be there up to some byte if it is longer than a segment or not of whole blocks."""
         state = self.base[:]
         for offset, data in self.operations[: self.flushed]:
             state[offset : offset + len(data)] = data
@@ -59,6 +59,8 @@ class History:
     @staticmethod
     def _cut(found: bytearray, state: bytearray, offset: int, data: bytes) -> bool:
         end = offset + len(data)
+        if not (offset | len(data)) % BLOCK and len(data) < SMALL.segment_bytes:
+            return False
         if found[:offset] != state[:offset] or found[end:] != state[end:]:
             return False
         part, old = found[offset:end], state[offset:end]

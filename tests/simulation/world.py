@@ -522,7 +522,7 @@ class World:
                     self.files.unmount(absolute(self.data, row.path))
 
     async def whole(self) -> str:
-        """"" when chunks, log and the newest dump have all of their copies; else what is short."""
+        """"" when chunks, logs and the newest dump have all of their copies; else what is short."""
         leader = await self.until_up()
         if self.lost:
             return "drives are lost"
@@ -538,6 +538,9 @@ class World:
         for entry in leader.log.chain:
             if not set(entry.drives) <= live or len(entry.drives) < self.profile[1] + 1:
                 return "the log is short"
+        short = await leader.upkeep.volume_logs.short(all=True)
+        if short:
+            return f"the write log of volume {short[0]} is short"
         if leader.root.dumps and not set(leader.root.dumps[-1].index.group.drives) <= live:
             return "the newest dump is short"
         return ""

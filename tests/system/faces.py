@@ -411,8 +411,11 @@ class Blocks(Face):
             (differing.discard if value == found[number] else differing.add)(number)
             best = min(best, sorted(differing), key=len)
         if differing:
+            known = {value for _, value in self.unflushed} | set(self.flushed)
+            torn = [number for number in best if found[number] not in known]
             raise Breach(
-                f"{self.name}: no state that its last {len(self.unflushed)} writes had; nearest: but for blocks {best}"
+                f"{self.name}: no state that its last {len(self.unflushed)} writes had; "
+                f"nearest: but for blocks {best}, torn: {torn}"
             )
         self.flushed, self.now, self.unflushed = found, list(found), []
 

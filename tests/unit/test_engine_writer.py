@@ -14,7 +14,7 @@ import trio.testing
 
 from tests.fakes.metadata import memory_map, recover_or_form
 from tests.fakes.metalog import MemoryMetaLog
-from trivium.cluster.clock import InlineExecutor, TrioClock
+from trivium.cluster.clock import Clock, InlineExecutor, SystemClock, TrioClock
 from trivium.cluster.errors import Fenced, Unavailable
 from trivium.metadata import database, schema
 from trivium.metadata.digest import digest
@@ -42,13 +42,13 @@ def names(writer: Writer) -> set[str]:
     return {row[0] for row in rows}
 
 
-def run(tmp_path: Path, main: Main, *, executor: Any = None, replays: bool = True) -> None:
+def run(tmp_path: Path, main: Main, *, executor: Any = None, clock: Clock | None = None, replays: bool = True) -> None:
     async def outer() -> None:
         metalog = MemoryMetaLog()
         path = str(tmp_path / "trivium.db")
         await recover_or_form(path, metalog, memory_map(), TrioClock())
         db = database.open_writer(path)
-        writer = Writer(db, metalog, executor=executor or InlineExecutor(), clock=TrioClock())
+        writer = Writer(db, metalog, executor=executor or InlineExecutor(), clock=clock or TrioClock())
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(writer.run)
@@ -268,4 +268,4 @@ def test_a_call_that_takes_long_leaves_the_event_loop_and_happens_once(tmp_path:
         assert names(writer) == {"n10", "n1000000"}
         assert leases.grant(1, 7, writer.seq)  # nothing is marked as changing any more
 
-    run(tmp_path, main, executor=elsewhere)
+    run(tmp_path, main, executor=elsewhere, clock=SystemClock())
