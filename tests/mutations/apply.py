@@ -60,6 +60,7 @@ def run_seeds(seeds: list[int]) -> str:
     from tests.simulation.runner import run_one
 
     for seed in seeds:
+        print(f"seed {seed}", file=sys.stderr, flush=True)
         try:
             run_one(schedule, seed)
         except BaseException as error:

@@ -198,8 +198,9 @@ class Run:
         self.world.clock.offset_ns += round(self.rng.uniform(-7200, 7200) * 1e9)
 
     async def _stall(self, *, deadly: bool = False) -> None:
-        """Drives hang, and now and then the machine dies before they answer: what it has answered meanwhile must be
-        safe without anything that they were asked for. Where only two of the log's replicas hang, the third is lost."""
+        """Drives hang or have no room, and now and then the machine dies before they are themselves again: what it has
+        answered meanwhile must be safe without anything that they were asked for. Where these are only two of the
+        log's replicas, the third is lost."""
         world = self.world
         leader = world.life.leader
         if not world.life.serving or leader is None:
@@ -207,17 +208,22 @@ class Run:
         logged = list(leader.log.chain[-1].drives)
         everybody = [row.id for row in leader.server.map.drives]
         few = self.rng.sample(logged, min(2, len(logged)))
-        stalled = self.rng.choice((self.rng.sample(everybody, 1), few, few, logged, everybody))
+        stalled = self.rng.choice((self.rng.sample(everybody, 1), few, few, few, logged, everybody))
         spare = [row for row in world.healthy() if row.id in logged and row.id not in stalled]
         may_lose = stalled is few and spare and not await self._not_whole() and not world.lost
-        seconds = self.rng.choice((3.0, 8.0, 20.0))
-        self.trace(f"{len(stalled)} drives hang for {seconds:.0f} s")
-        world.stall(stalled, seconds)
-        await trio.sleep(self.rng.random() * seconds)
+        seconds = self.rng.choice((3.0, 8.0, 20.0, 20.0))
+        hang = self.rng.random() < 0.5
+        self.trace(f"{len(stalled)} drives {'hang' if hang else 'are full'} for {seconds:.0f} s")
+        if hang:
+            world.stall(stalled, seconds)
+        else:
+            world.refuse(row for row in world.healthy() if row.id in stalled)
+        await trio.sleep(self.rng.choice((self.rng.random(), 0.9)) * seconds)
         if self.rng.random() < 0.6 or may_lose or deadly:
             world.die(self.rng.choice(("kill", "power")))
             if may_lose and not world.lost and spare[0].id != self.flipping:
                 world.lose_drive(spare[0], "wipe")
+        world.refusing.clear()
 
     # ---- proofs -----------------------------------------------------------------------------------------------
 

@@ -47,8 +47,8 @@ class World:
     async def candidate(self, number: int) -> None:
         rng = self.rng
         while True:
-            await trio.sleep(rng.random() * 5)
-            wire = Wire(self.nodes, rng, rng.choice((0, 0.02, 0.1)))
+            await trio.sleep(rng.random() * rng.choice((0.3, 5)))
+            wire = Wire(self.nodes, rng, rng.choice((0, 0.02, 0.1, 0.4)))
             wire.cut = set(rng.sample(self.nodes.drives, rng.randrange(3)))
             starter = rng.getrandbits(128).to_bytes(16, "little")
             register = DriveRegister(wire, self.nodes.drives, starter, attempt_s=1.0, patience_s=2.0)
@@ -56,9 +56,10 @@ class World:
                 try:
                     floor = list(self.newest)
                     self.answered(floor, await register.claim())
+                    pause_s = rng.choice((0.05, 1))
                     for count in range(10):
                         await self.write(register, f"{number}.{self.writes}.{count}")
-                        await trio.sleep(rng.random())
+                        await trio.sleep(rng.random() * pause_s)
                         wire.cut = set(rng.sample(self.nodes.drives, rng.randrange(3)))
                 except (Fenced, Unavailable):
                     pass
@@ -105,8 +106,9 @@ async def schedule(seed: int, rng: random.Random) -> None:
         world.answered([], await first.form(Root(world.nodes.map(), voters, (), (), Leader(bytes(16), "form", ""))))
         for number in range(3):
             nursery.start_soon(world.candidate, number)
-        for _ in range(15):
-            await trio.sleep(rng.random() * 4)
+        hurry = rng.choice((0.1, 0.5, 4))  # how soon the weather turns: between the phases of one claim, or seldom
+        for _ in range(15 if hurry == 4 else 60):
+            await trio.sleep(rng.random() * hurry)
             dice = rng.random()
             if dice < 0.3:
                 world.nodes.crash()

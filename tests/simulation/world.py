@@ -14,6 +14,7 @@ is lost, torn or kept, the local database is older or gone as well).
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import random
@@ -90,7 +91,7 @@ class MortalExecutor(InlineExecutor):
                 await trio.sleep(self._rng.random() * self._slow_s())
         else:
             await trio.lowlevel.checkpoint()
-        late = self._stalled and self._rng.random() < 0.2  # the disk has done it, and says so much later
+        late = self._stalled and self._rng.random() < 0.1  # the disk has done it, and says so much later
         if self._stalled and not late:
             await self._stall(fn, args)
         if self._life.dead and getattr(fn, "__name__", "") != "close":
@@ -254,6 +255,7 @@ class World:
         self.pause_s = 0.0  # until the next life; 0: any
         self.slow_s = 0.05  # the most that a slow call of a disk takes
         self.stalled: dict[bytes, float] = {}  # drives that answer nothing, until when
+        self.refusing: set[int] = set()  # inodes that find no room for what is written to them
         self.clock = SteppedClock()
         self._forget = False
         self.calm = False  # no faults any more: the process must not end by itself
@@ -270,6 +272,7 @@ class World:
         self.data.metadata.mkdir(parents=True, exist_ok=True)
         (self.data.run / "sessions").mkdir(parents=True, exist_ok=True)
         self.files.fail_sync = lambda inode: (self.files, inode) in self.failed
+        self.files.fail_write = lambda inode: errno.ENOSPC if inode in self.refusing else 0
         self._manager = trio.open_nursery()
         self.nursery = await self._manager.__aenter__()
         self.network = Network(self.rng, self.weather, self.nursery)
@@ -464,6 +467,7 @@ class World:
         self.files.crash("everything" if kill else self.rng.choice(("random", "random", "nothing")))
         self.files._down = False
         self.stalled.clear()
+        self.refusing.clear()
         if not kill:
             self._age_database()
 
@@ -516,6 +520,12 @@ class World:
         before."""
         for drive in drives:
             self.stalled[drive] = trio.current_time() + seconds
+
+    def refuse(self, rows: Iterable[DriveRow]) -> None:
+        """A quota, or a file system that copies what it changes: no room even for what was preallocated. Until the
+        set is cleared, or the machine starts anew."""
+        for row in rows:
+            self.refusing.update(self._inodes(absolute(self.data, row.path)))
 
     def _inodes(self, path: str) -> list[int]:
         found: list[int] = []

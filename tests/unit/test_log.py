@@ -16,7 +16,7 @@ from tests.fakes.cluster import FakeNodes, sim_nodes
 from trivium.cluster import logplan, logsegment
 from trivium.cluster.errors import ClusterError, Fenced, NoSpace, NotFound, Refused, Unavailable
 from trivium.cluster.log import LogOptions, LogParts, LogWriter
-from trivium.cluster.logfile import NO_HASH, LogRecord, encode_append
+from trivium.cluster.logfile import NO_HASH, LogRecord, chained, encode_append, scan
 from trivium.cluster.logheal import heal
 from trivium.cluster.logplan import LogOwner
 from trivium.cluster.takeover import takeover
@@ -65,6 +65,16 @@ def test_records_come_back_in_order() -> None:
             assert await contents(writer, 4) == []
 
     run(main)
+
+
+def test_what_does_not_continue_the_chain_is_no_record() -> None:
+    segment = b"s" * 16
+    (first, second), _ = chained([record(b"a"), record(b"b")], 1, NO_HASH)
+    good = encode_append([first, second], segment)
+    assert scan(good, segment, 1, NO_HASH).last_seq == 2
+    assert scan(good, segment, 1, b"x" * 16).last_seq == 0  # another segment came before
+    foreign = encode_append([first, replace(second, previous_hash=b"x" * 16)], segment)
+    assert scan(foreign, segment, 1, NO_HASH).last_seq == 1
 
 
 def test_an_append_is_on_every_replica_when_it_answers() -> None:
