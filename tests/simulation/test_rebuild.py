@@ -88,7 +88,9 @@ class Disaster:
             for _ in range(3):
                 await self._object(client)
                 await self._file(client, root.ino, handles)
-            await self.disk.turn(client, self.rng, 12, patient=True)
+            exporter = await self.world.client(f"e{number}")
+            await self.disk.turn(exporter, self.rng, 12, patient=True)
+            exporter.crash()  # or the copies of the volume's log would be its to restore
             if number == rounds // 2:
                 await leader.upkeep.dump_now()
                 if self.rng.random() < 0.5:  # healed chunks lie elsewhere, under later plans
