@@ -183,19 +183,13 @@ def drain_a_host(cluster: Cluster, shelf: Shelf, load: Load) -> None:
 
 
 def test_a_host_is_lost_returns_another_joins_one_is_drained() -> None:
-    """Over QUIC alone, with both engines mixed. `make soak-hosts` does it with each of them alone, too."""
-    with QuicHosts(("qh3", "aioquic")) as cluster:
-        run_scenario(cluster)
-
-
-@pytest.mark.skipif(not SOAK, reason="make soak-hosts")
-@pytest.mark.parametrize("engine", ["aioquic", "qh3"])
-def test_the_same_with_one_engine(engine: str) -> None:
-    with QuicHosts((engine,)) as cluster:
-        run_scenario(cluster)
-
-
-@pytest.mark.skipif(not SOAK, reason="make soak-hosts")
-def test_the_same_by_unix_sockets() -> None:
+    """By Unix sockets, which know no hosts: the least that two busy cores can take. The rest is `make soak-hosts`."""
     with UnixHosts() as cluster:
+        run_scenario(cluster)
+
+
+@pytest.mark.skipif(not SOAK, reason="make soak-hosts")
+@pytest.mark.parametrize("engines", ["qh3,aioquic", "aioquic", "qh3"])
+def test_the_same_over_quic(engines: str) -> None:
+    with QuicHosts(engines.split(",")) as cluster:
         run_scenario(cluster)
