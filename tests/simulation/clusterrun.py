@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 import tempfile
+from collections.abc import Sequence
 from contextlib import suppress
 
 import trio
@@ -258,7 +259,7 @@ class Run:
         """m drives, the power and the local database, all at once."""
         world = self.world
         rows = world.healthy()
-        wiped = self.rng.sample([row for row in rows if row.id != self.flipping], 1 if self.flipping else 2)
+        wiped = await self.expendable([row for row in rows if row.id != self.flipping], 1 if self.flipping else 2)
         if len(wiped) == 2 and self.rng.random() < 0.5:
             self._rot_all(wiped.pop())  # what it holds is read by whoever does not look
         for row in wiped:
@@ -267,6 +268,10 @@ class Run:
         world.die("power")
         await world.until_up()
         await self.read_all()
+
+    async def expendable(self, rows: Sequence[DriveRow], count: int) -> list[DriveRow]:
+        """Drives that may be lost at once."""
+        return self.rng.sample(rows, count)
 
     async def crisis(self) -> None:
         """The disks hang under clients at work, and then the machine dies."""
@@ -310,15 +315,15 @@ class Run:
         client = await self.world.client("reader")
         with trio.fail_after(5000):
             for name in list(self.objects.allowed):
-                await self._until_read(client, name)
+                self.objects.check(name, await self._read(client, name), "at the end")
             for name in list(self.files.allowed):
-                self.files.check(name, await read_object(client, name, FILES), "a file")
+                self.files.check(name, await self._read(client, name, FILES), "a file")
             await check_listing(client, self.objects)
             await self.disk.turn(client, self.rng, 0, patient=True)
         client.scope.cancel()
 
-    async def _until_read(self, client: Client, name: bytes) -> None:
-        self.objects.check(name, await read_object(client, name), "at the end")
+    async def _read(self, client: Client, name: bytes, bucket: bytes = BUCKET) -> bytes | None:
+        return await read_object(client, name, bucket)
 
 
 async def schedule(

@@ -15,12 +15,13 @@ import trio
 
 from tests.fakes.simdisk import Crashed, SimFiles
 from tests.simulation.clusterrun import MISFORTUNES, Run
-from tests.simulation.world import CLUSTER, NODE, Life, MortalExecutor, World
+from tests.simulation.simclients import BUCKET
+from tests.simulation.world import CLUSTER, NODE, Client, Life, MortalExecutor, World
 from trivium.admin.joining import Joining
 from trivium.admin.processes import metadata
 from trivium.admin.processes.metadata import MetadataOptions
 from trivium.admin.processes.substrate import Substrate
-from trivium.cluster.errors import ClusterError
+from trivium.cluster.errors import ClusterError, Unavailable
 from trivium.cluster.model import ClusterMap, DriveRow, NodeRow, PoolRow
 from trivium.cluster.node import Node
 from trivium.cluster.store import Store
@@ -29,6 +30,7 @@ from trivium.cluster.transport.interface import Connection
 from trivium.cluster.transport.memory import MemoryServer
 from trivium.metadata.messages import MetadataError
 
+_GROUPS = "SELECT DISTINCT g.m, g.drives FROM chunks c JOIN groups g ON g.id = c.group_id"
 NODES, DRIVES = 3, 2  # the first node is the metadata server's own
 
 
@@ -211,6 +213,27 @@ class NodesRun(Run):
         for node in self.world.far:
             node.files.crash_at = -1
         await super().finish(directory)
+
+    async def expendable(self, rows: Sequence[DriveRow], count: int) -> list[DriveRow]:
+        """What was written while nodes were away has less parity (a volume's until somebody serves it): no more than
+        that of any chunk's drives."""
+        leader = await self.world.until_up()
+        groups = await leader.read(lambda reader: reader.all(_GROUPS))
+        chosen = await super().expendable(rows, count)
+        gone = {row.id for row in chosen}
+        for m, drives in groups:
+            if len(gone & {drives[at : at + 16] for at in range(0, len(drives), 16)}) > m:
+                return chosen[:1]
+        return chosen
+
+    async def _read(self, client: Client, name: bytes, bucket: bytes = BUCKET) -> bytes | None:
+        """Drives are wiped while a node may just be starting again: it is waited for."""
+        while True:
+            try:
+                return await super()._read(client, name, bucket)
+            except Unavailable as error:
+                self.trace(f"{name!r} waits: {error}")
+                await trio.sleep(1)
 
     async def _part(self) -> None:
         """The metadata server does not reach a node, or is not heard, and clients may go on with it."""
