@@ -210,3 +210,41 @@ def test_a_members_newer_certificate_is_shown_to_who_comes_next() -> None:
                 await way.request(Service.NODE, PING)
 
     trio.run(main)
+
+
+def test_a_joiner_without_a_token_has_one_small_request_and_stays_half_open() -> None:
+    async def main() -> None:
+        world = Cluster()
+        metadata = world.member(Role.METADATA)[1]
+        server = metadata.server("quic:127.0.0.1:0", joiners=True)
+        token = tokens.make(world.authority.key.public.fingerprint)
+
+        async def handle(peer: Peer, service: int, body: bytes, payload: memoryview) -> Reply:
+            return Reply(body)
+
+        async with trio.open_nursery() as nursery:
+            await nursery.start(server.serve, handle)
+            for body, payload in ((bytes(17 << 10), b""), (b"", b"x")):
+                way = stranger(server.address, token, PrivateKey.generate())
+                with pytest.raises(Refused, match="the limit is"):
+                    await way.request(Service.IDENTITY, body, payload)
+                assert server.half_open == 1
+                link = list(server._cids)[-1]
+                await way.aclose()
+                await link.ended.wait()
+            way = stranger(server.address, token, PrivateKey.generate())
+            assert (await way.request(Service.IDENTITY, b"join")).body == b"join"
+            with pytest.raises(Unavailable):
+                await way.request(Service.IDENTITY, b"more")
+            assert server.half_open == 0 and not way.connected
+            quiet = stranger(server.address, token, PrivateKey.generate())
+            assert (await quiet.request(Service.IDENTITY, b"join")).body == b"join"
+            await list(server._cids)[-1].ended.wait()  # by the server, after its answer
+            client = world.member(Role.CLIENT)[1].metadata(server.address)
+            for _ in range(3):
+                await client.request(Service.IDENTITY, bytes(17 << 10), b"x")
+            assert server.half_open == 0
+            await client.aclose()
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)
