@@ -335,7 +335,7 @@ class ClusterIdentity:
     def _guest(self, public: bytes) -> messages.Joined:
         """A process of this host that the socket's mode has let in: what it may do here it may do at nodes."""
         now, id = self._clock.wall_ns(), member_id(PublicKey.load(public).raw)
-        generation, roles = self._signer().generation, (Role.CLIENT.value,)
+        generation, roles = self._signer().generation, (Role.GUEST.value,)
         guest = said.MemberInfo(id, "a process of this host", public, roles, int(FULL), ALL_POOLS, now, generation)
         return self._joined(guest, expires_ns=now + GUEST_S * S)
 

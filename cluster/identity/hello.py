@@ -22,7 +22,7 @@ import msgspec
 from trivium.cluster.identity.access import ATTRIBUTE, Access, common
 from trivium.cluster.identity.keys import SIGNATURE_BYTES, PrivateKey, PublicKey
 from trivium.cluster.identity.refusals import NotAdmitted, Reason
-from trivium.cluster.identity.statements import Role, decode
+from trivium.cluster.identity.statements import decode
 from trivium.cluster.identity.trust import Trust
 
 NONCE_BYTES = 32
@@ -64,8 +64,8 @@ def answerer(
 
 
 class Admission:
-    """The server's callable for a transport. `needs_grant`: a pure node, which has nothing to say to others;
-    `joiners`: a metadata server, which a stranger with a token may ask to join."""
+    """The server's callable for a transport. `needs_grant`: a pure node, which has nothing to say to others (nor has
+    anybody to a guest without one); `joiners`: a metadata server, which a stranger with a token may ask to join."""
 
     def __init__(self, trust: Trust, *, needs_grant: bool = False, joiners: bool = False) -> None:
         self.trust = trust
@@ -100,7 +100,7 @@ class Admission:
             access.grant = self.trust.grant(body.grant, certificate)
             if not common(certificate.pools, access.grant.pools):
                 raise NotAdmitted(Reason.OTHER_POOL, f"the key of {certificate.name} is for no pool of this grant")
-        elif self._needs_grant and not certificate.has(Role.METADATA):
+        elif (self._needs_grant or access.guest) and not access.leads:
             raise NotAdmitted(Reason.NO_GRANT, "a client reaches a node with a grant of the metadata server only")
         return access
 

@@ -12,13 +12,16 @@ from tests.fakes.identities import Authority, Member
 from trivium.cluster import wire
 from trivium.cluster.errors import Refused, Unavailable
 from trivium.cluster.identity import hello, statements, tokens
-from trivium.cluster.identity.access import NODE_RIGHTS, Access, tag_of
+from trivium.cluster.identity.access import ATTRIBUTE, NODE_RIGHTS, Access, tag_of
 from trivium.cluster.identity.keys import ORDER, PrivateKey
 from trivium.cluster.identity.refusals import NotAdmitted, Reason
 from trivium.cluster.identity.registry import Connections
 from trivium.cluster.identity.statements import Handover, Right, Role
 from trivium.cluster.identity.trust import READS_GO_ON_S, S
 from trivium.cluster.model import ChunkId
+from trivium.cluster.transport.interface import Peer
+from trivium.metadata import rights
+from trivium.metadata.messages import Admin, Call, MetadataError
 
 READ = wire.encode_node_request(wire.ReadShard(b"d" * 16, ChunkId(1, 1), 0, 0, 1))
 PUT = wire.encode_node_request(wire.PutShards((wire.PutShard(b"d" * 16, ChunkId(1, 1), 0, 4096),)))
@@ -322,6 +325,33 @@ def test_a_certificate_may_expire() -> None:
     trust.clock.heard(authority.clock.wall + 10 * S)
     with refused(Reason.EXPIRED):
         trust.certificate(client.statement)
+
+
+def test_a_guest_reaches_drives_with_a_grant_until_its_day_is_over_and_nothing_else() -> None:
+    authority, challenge = Authority(), hello.nonce()
+    guest = authority.member(Role.GUEST, expires_ns=authority.clock.wall + 86_400 * S)
+    for admission in (authority.node(), hello.Admission(authority.trust(), joiners=True)):
+        with refused(Reason.NO_GRANT):
+            admission.access(challenge, say(guest, challenge))
+    access = hello.Admission(authority.trust(), joiners=True).access(
+        challenge, say(guest, challenge, authority.grant(guest))
+    )
+    access.allow_node(READ)
+    peer = Peer("quic:far", local=False, attributes={ATTRIBUTE: access})
+    for command in ("status", "cluster_token_create", "node_join"):
+        with pytest.raises(MetadataError, match="for drives"):
+            rights.command_of(peer, Admin(command))
+    with pytest.raises(MetadataError, match="for drives"):
+        rights.check(peer, Call(7, 1, 1, ()), pools=(1,), owner=lambda session: access.member, pool_of=lambda group: 1)
+
+    closed: list[str] = []
+    connections = Connections(access.trust)
+    connections.enter(access, closed.append)
+    authority.clock.go_on(86_401)
+    assert not closed
+    with pytest.raises(Unavailable, match="has expired"):
+        access.allow_node(READ)
+    assert connections.check() == 1 and "has expired" in closed[0]
 
 
 def test_a_signature_has_one_form() -> None:
