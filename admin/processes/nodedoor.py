@@ -2,18 +2,21 @@
 
 Invariants
 1. Nobody from elsewhere is answered without a key of the cluster and, unless it is a metadata server, without a grant.
-2. Who is revoked is learnt from metadata servers only, by their signature, whoever carries it.
+2. Who is revoked is learnt from metadata servers only, by their signature, whoever carries it. The newest list is kept
+   beside the key, for the next start.
 """
 
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import msgspec
 import trio
 
 from trivium.admin.processes.door import known
-from trivium.cluster.identity import messages
+from trivium.cluster.errors import NotFound, Refused
+from trivium.cluster.identity import keyfiles, messages
 from trivium.cluster.identity.access import Access
 from trivium.cluster.identity.member import Member
 from trivium.cluster.identity.refusals import NotAdmitted, Reason
@@ -30,8 +33,12 @@ ACCEPTED = messages.encode(messages.Accepted())
 class NodeDoor:
     """`member`: None for a node without a key, which only this host's processes reach."""
 
-    def __init__(self, node: Node, member: Member | None) -> None:
-        self._node, self._member = node, member
+    def __init__(self, node: Node, member: Member | None, kept: Path | None = None) -> None:
+        """`kept`: the file of the newest list."""
+        self._node, self._member, self._kept = node, member, kept
+        self._stored: tuple[int, int] = (-1, -1)
+        if member is not None and kept is not None:
+            self._recall(member, kept)
         self.outdated = trio.Event()  # the cluster has a newer key than the one that certified this node
 
     async def handle(self, peer: Peer, service: int, body: bytes, payload: memoryview) -> Reply:
@@ -63,9 +70,32 @@ class NodeDoor:
     def _learn(self, member: Member, request: messages.Learn) -> None:
         for handover in request.handovers:
             member.trust.hand_over(handover)
-        member.trust.learn(request.revocations)
+        found = member.trust.learn(request.revocations)
+        if found is not None and (found.version, found.retired) != self._stored:
+            self._keep(request)
+            self._stored = found.version, found.retired
         if member.outdated:
             self.outdated.set()
         closed = member.connections.check()
         if closed:
             log.info("%d connections were closed: their keys are revoked or their sessions have ended", closed)
+
+    def _keep(self, news: messages.Learn) -> None:
+        if self._kept is None:
+            return
+        try:
+            keyfiles.write_secret(self._kept, messages.encode(news))
+        except OSError as error:
+            log.warning("who is revoked is not stored in %s: %s", self._kept, error)
+
+    def _recall(self, member: Member, kept: Path) -> None:
+        try:
+            news = messages.decode_request(keyfiles.read_secret(kept))
+            if isinstance(news, messages.Learn):
+                for handover in news.handovers:
+                    member.trust.hand_over(handover)
+                member.trust.recall(news.revocations)
+        except NotFound:
+            pass
+        except (Refused, OSError, msgspec.MsgspecError, ValueError) as error:
+            log.warning("who was revoked before this start is not known (%s): the metadata server will say", error)

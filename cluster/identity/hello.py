@@ -8,6 +8,7 @@ connection to another node, and an old one nothing on any later connection.
 
 Invariants:
 1. `Admission.admit` ends in attributes or in NotAdmitted, whatever the bytes are, and remembers nothing of strangers.
+   Unavailable: a node that has not heard yet who is revoked lets in metadata servers only.
 2. Cheap checks come first: length, form, cluster; then at most three signatures.
 """
 
@@ -19,6 +20,7 @@ from hashlib import sha256
 
 import msgspec
 
+from trivium.cluster.errors import Unavailable
 from trivium.cluster.identity.access import ATTRIBUTE, Access, common
 from trivium.cluster.identity.keys import SIGNATURE_BYTES, PrivateKey, PublicKey
 from trivium.cluster.identity.refusals import NotAdmitted, Reason
@@ -97,6 +99,8 @@ class Admission:
         _verify(key, challenge, hello)
         access = Access(self.trust, certificate)
         if body.grant:
+            if self._needs_grant and not access.leads and not self.trust.in_touch:
+                raise Unavailable("this node is not yet in touch with the metadata server: it knows not who is revoked")
             access.grant = self.trust.grant(body.grant, certificate)
             if not common(certificate.pools, access.grant.pools):
                 raise NotAdmitted(Reason.OTHER_POOL, f"the key of {certificate.name} is for no pool of this grant")

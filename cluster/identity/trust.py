@@ -5,7 +5,8 @@
 
 Invariants:
 1. An anchor enters by a pin, or by a handover that a trusted anchor signed; never by anything else.
-2. The list of the revoked only grows in version; a member once revoked stays so in this process.
+2. The list of the revoked only grows in version; a member once revoked stays so in this process. A list that an earlier
+   process kept counts from the start (`recall`), but it says neither what time it is nor that nobody was revoked since.
 3. Time is the metadata server's as last heard, carried on by a clock that neither steps nor stops. A new leader's
    clock replaces it, also backwards (clocks two minutes apart must not end every grant). Without fresh word a
    verified grant carries the time forward, for nobody else could have said it.
@@ -74,6 +75,7 @@ class Trust:
         self.cluster = cluster
         self.clock = MetadataClock(clock)
         self.version = -1  # of the list of the revoked
+        self.in_touch = False  # a metadata server has told this process who is revoked
         self._anchors: dict[int, PublicKey] = {}
         self._revoked: set[bytes] = set()
         self._ended: dict[int, int] = {}  # session -> when it may be forgotten
@@ -193,11 +195,23 @@ class Trust:
         if found.version < self.version:
             return None
         self.clock.heard(found.now_ns)
-        self.revoke(found.version, found.members)
+        self.in_touch = True
+        self._take(found, found.version)
+        return found
+
+    def recall(self, statement: bytes) -> None:
+        """The list that an earlier process learnt and kept. Not its version: what the metadata server says now counts,
+        even when it had to go back to an older database."""
+        claim = peek(Revocations, statement, LIST_MAX)
+        self._of_this_cluster(claim.cluster)
+        issuer = self.issuer(claim.issuer)
+        self._take(verify(Revocations, statement, PublicKey.load(issuer.public), LIST_MAX), self.version)
+
+    def _take(self, found: Revocations, version: int) -> None:
+        self.revoke(version, found.members)
         self.end_sessions(found.sessions)
         for generation in [known for known in self._anchors if known <= found.retired]:
             self.retire(generation)
-        return found
 
     def revoke(self, version: int, members: Iterable[bytes]) -> None:
         self.version = max(self.version, version)

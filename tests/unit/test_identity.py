@@ -169,8 +169,9 @@ def test_a_deposed_servers_grant_from_the_future_is_not_believed_while_there_is_
     future = authority.grant(client, skew_s=3600)
     with refused(Reason.NOT_YET):
         node.access(challenge, say(client, challenge, future))
-    cold = hello.Admission(authority.trust(), needs_grant=True)  # has heard nothing: a grant is the only word
-    cold.access(challenge, say(client, challenge, future))
+    cold = hello.Admission(authority.trust(), needs_grant=True)  # has heard nothing: it believes nobody's grant
+    with pytest.raises(Unavailable, match="not yet in touch"):
+        cold.access(challenge, say(client, challenge, future))
 
 
 def test_a_grant_is_for_a_minute_at_most_and_from_metadata_servers_only() -> None:
