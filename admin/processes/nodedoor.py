@@ -9,6 +9,7 @@ Invariants
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -27,18 +28,19 @@ from trivium.cluster.wire import Service
 
 log = logging.getLogger(__name__)
 
+KEPT = "revoked"  # the newest list, a Learn as it came
 ACCEPTED = messages.encode(messages.Accepted())
 
 
 class NodeDoor:
     """`member`: None for a node without a key, which only this host's processes reach."""
 
-    def __init__(self, node: Node, member: Member | None, kept: Path | None = None) -> None:
-        """`kept`: the file of the newest list."""
-        self._node, self._member, self._kept = node, member, kept
+    def __init__(self, node: Node, member: Member | None, keys: Path | None = None) -> None:
+        """`keys`: the folder of its key file, where the newest list is kept, too."""
+        self._node, self._member, self._keys = node, member, keys
         self._stored: tuple[int, int] = (-1, -1)
-        if member is not None and kept is not None:
-            self._recall(member, kept)
+        if member is not None and keys is not None:
+            self._recall(member, keys / KEPT)
         self.outdated = trio.Event()  # the cluster has a newer key than the one that certified this node
 
     async def handle(self, peer: Peer, service: int, body: bytes, payload: memoryview) -> Reply:
@@ -68,11 +70,10 @@ class NodeDoor:
                 raise NotAdmitted(Reason.MISSING_RIGHT, "a node lets nobody join: ask the metadata server")
 
     def _learn(self, member: Member, request: messages.Learn) -> None:
-        for handover in request.handovers:
-            member.trust.hand_over(handover)
+        _hand_over(member, request)
         found = member.trust.learn(request.revocations)
         if found is not None and (found.version, found.retired) != self._stored:
-            self._keep(request)
+            self._keep(request, found.retired)
             self._stored = found.version, found.retired
         if member.outdated:
             self.outdated.set()
@@ -80,22 +81,29 @@ class NodeDoor:
         if closed:
             log.info("%d connections were closed: their keys are revoked or their sessions have ended", closed)
 
-    def _keep(self, news: messages.Learn) -> None:
-        if self._kept is None:
+    def _keep(self, news: messages.Learn, retired: int) -> None:
+        if self._keys is None:
             return
         try:
-            keyfiles.write_secret(self._kept, messages.encode(news))
-        except OSError as error:
-            log.warning("who is revoked is not stored in %s: %s", self._kept, error)
+            keyfiles.write_secret(self._keys / KEPT, messages.encode(news))
+            keyfiles.forget_anchors(self._keys / "node", retired)
+        except (OSError, Refused, NotFound) as error:
+            log.warning("who is revoked, and which keys count, is not stored in %s: %s", self._keys, error)
 
-    def _recall(self, member: Member, kept: Path) -> None:
+    @staticmethod
+    def _recall(member: Member, kept: Path) -> None:
         try:
             news = messages.decode_request(keyfiles.read_secret(kept))
             if isinstance(news, messages.Learn):
-                for handover in news.handovers:
-                    member.trust.hand_over(handover)
+                _hand_over(member, news)
                 member.trust.recall(news.revocations)
         except NotFound:
             pass
         except (Refused, OSError, msgspec.MsgspecError, ValueError) as error:
             log.warning("who was revoked before this start is not known (%s): the metadata server will say", error)
+
+
+def _hand_over(member: Member, news: messages.Learn) -> None:
+    for handover in news.handovers:
+        with suppress(NotAdmitted):  # of a generation before those that are known here
+            member.trust.hand_over(handover)

@@ -185,7 +185,7 @@ def test_a_node_that_has_just_started_knows_the_revoked_of_before_and_waits_for_
         _, node = world.member(Role.NODE)
         news = world.authority.revocations(1, held, deposed)
         kept = tmp_path / "keys" / "revoked"
-        door = NodeDoor(Drives(), node, kept)  # type: ignore[arg-type]
+        door = NodeDoor(Drives(), node, kept.parent)  # type: ignore[arg-type]
         learn = messages.encode(messages.Learn(news))
         await door.handle(Peer("unix"), Service.IDENTITY, learn, memoryview(b""))
         assert kept.stat().st_mode & 0o777 == 0o600
@@ -193,7 +193,7 @@ def test_a_node_that_has_just_started_knows_the_revoked_of_before_and_waits_for_
         world.clock.go_on(30 * 86_400)
         again = Member(node.identity, world.clock)  # the node restarts
         drives = Drives()
-        door = NodeDoor(drives, again, kept)  # type: ignore[arg-type]
+        door = NodeDoor(drives, again, kept.parent)  # type: ignore[arg-type]
         assert again.trust.revoked == {held.certificate.member, deposed.certificate.member}
         server = again.server("quic:127.0.0.1:0", needs_grant=True)
         async with trio.open_nursery() as nursery:
@@ -213,7 +213,7 @@ def test_a_node_that_has_just_started_knows_the_revoked_of_before_and_waits_for_
                 await connection.aclose()
             nursery.cancel_scope.cancel()
         kept.write_bytes(b"damaged")
-        NodeDoor(drives, Member(node.identity, world.clock), kept)  # type: ignore[arg-type]
+        NodeDoor(drives, Member(node.identity, world.clock), kept.parent)  # type: ignore[arg-type]
 
     trio.run(main)
 

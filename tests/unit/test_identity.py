@@ -9,11 +9,14 @@ import msgspec
 import pytest
 
 from tests.fakes.identities import Authority, Member
+from trivium.admin.processes.nodedoor import NodeDoor
 from trivium.cluster import wire
 from trivium.cluster.errors import Refused, Unavailable
-from trivium.cluster.identity import hello, statements, tokens
+from trivium.cluster.identity import certificates, hello, messages, statements, tokens
 from trivium.cluster.identity.access import ATTRIBUTE, NODE_RIGHTS, Access, tag_of
+from trivium.cluster.identity.keyfiles import Identity
 from trivium.cluster.identity.keys import ORDER, PrivateKey
+from trivium.cluster.identity.member import Member as Process
 from trivium.cluster.identity.refusals import NotAdmitted, Reason
 from trivium.cluster.identity.registry import Connections
 from trivium.cluster.identity.statements import Handover, Right, Role
@@ -311,6 +314,8 @@ def test_rotation_overlaps_and_then_ends() -> None:
     with refused(Reason.UNKNOWN_KEY):  # a second successor
         trust.hand_over(statements.sign(old_key, Handover(authority.cluster, 2, PrivateKey.generate().public.raw)))
     trust.retire(1)
+    trust.pin(1, old_key.public.raw)  # by an older key file
+    assert set(trust.anchors) == {2}
     assert trust.certificate(after.statement) == after.certificate
     with refused(Reason.UNKNOWN_KEY):
         trust.certificate(before.statement)
@@ -326,6 +331,23 @@ def test_a_certificate_may_expire() -> None:
     trust.clock.heard(authority.clock.wall + 10 * S)
     with refused(Reason.EXPIRED):
         trust.certificate(client.statement)
+
+
+def test_a_node_learns_after_its_second_rotation_too() -> None:
+    authority = Authority()
+    keys = [authority.key, PrivateKey.generate(), PrivateKey.generate()]
+    handovers = tuple(
+        statements.sign(old, Handover(authority.cluster, n, new.public.raw))
+        for n, old, new in zip((2, 3), keys, keys[1:], strict=False)
+    )
+    authority.key, authority.generation = keys[2], 3
+    authority.metadata = authority.member(Role.METADATA)
+    own = PrivateKey.generate()
+    pem = certificates.cluster_certificate(keys[2], authority.cluster, 3)
+    node = Process(Identity(authority.cluster, own, authority.member(key=own).statement, ((3, pem),)), authority.clock)
+    news = messages.Learn(authority.revocations(4), handovers)
+    NodeDoor(None, node)._learn(node, news)  # type: ignore[arg-type]
+    assert node.trust.in_touch and node.trust.version == 4
 
 
 def test_a_guest_reaches_drives_with_a_grant_until_its_day_is_over_and_nothing_else() -> None:
