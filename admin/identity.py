@@ -152,7 +152,11 @@ class ClusterIdentity:
         for row in self._rows:
             if not row.retired:
                 self.trust.pin(row.generation, row.public_key)
+        self.trust.retire_until(self._retired())
         self._signer()
+
+    def _retired(self) -> int:
+        return max((row.generation for row in self._rows if row.retired), default=0)
 
     def _signer(self) -> ClusterKey:
         """The newest key that the rows know; Refused when its private half is not here."""
@@ -283,7 +287,7 @@ class ClusterIdentity:
             self.trust.ended,
             self._clock.wall_ns(),
             self.own.statement,
-            max((row.generation for row in self._rows if row.retired), default=0),
+            self._retired(),
         )
         handovers = tuple(row.handover for row in self._rows if row.handover)
         return messages.Learn(statements.sign(self.own.key, body), handovers)
@@ -335,7 +339,7 @@ class ClusterIdentity:
     def _guest(self, public: bytes) -> messages.Joined:
         """A process of this host that the socket's mode has let in: what it may do here it may do at nodes."""
         now, id = self._clock.wall_ns(), member_id(PublicKey.load(public).raw)
-        generation, roles = self._signer().generation, (Role.CLIENT.value,)
+        generation, roles = self._signer().generation, (Role.GUEST.value,)
         guest = said.MemberInfo(id, "a process of this host", public, roles, int(FULL), ALL_POOLS, now, generation)
         return self._joined(guest, expires_ns=now + GUEST_S * S)
 
@@ -458,9 +462,7 @@ class ClusterIdentity:
             )
         await self._call(said.RetireClusterKey(newest.generation - 1, force))
         self._rows = await self._ask(said.ListClusterKeys())
-        for row in self._rows:
-            if row.retired:
-                self.trust.retire(row.generation)
+        self.trust.retire_until(self._retired())
         self._keys = ClusterKeys(self._cluster, (newest,))
         keyfiles.save_cluster(self._path, self._keys)
         await self._enrol()
@@ -471,6 +473,7 @@ class ClusterIdentity:
         """The keys have changed: nodes hear of it now, clients with their next heartbeat."""
         if self._server is not None:
             self._server.key_generation = max((row.generation for row in self._rows), default=0)
+            self._server.key_retired = self._retired()
         self.on_change()
 
     def commands(self) -> dict[str, Any]:

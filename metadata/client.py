@@ -109,7 +109,7 @@ class MetadataClient:
         self.seq = 0
         self.grant = b""  # the newest: what HELLO and Present show to nodes
         self.on_grant: Callable[[int, bytes], None] = lambda session, grant: None  # hears of each
-        self.on_key: Callable[[int], None] = lambda generation: None  # hears which key of the cluster is the newest
+        self.on_key: Callable[[int, int], None] = lambda newest, retired: None  # which keys of the cluster count
         self._guest = b""
         self.trouble = ""  # why the newest request that nobody answered failed
         self.on_map: Callable[[ClusterMap, frozenset[bytes]], None] | None = None
@@ -265,7 +265,7 @@ class MetadataClient:
             return False
         assert isinstance(answer, messages.Pulse)
         self._granted(session, answer.grant)
-        self.on_key(answer.key_generation)
+        self.on_key(answer.key_generation, answer.retired)
         self._heard(answer.cluster_map, answer.groups, frozenset(answer.down), answer.seq)
         if answer.incarnation != self._incarnation:
             self._lapse()

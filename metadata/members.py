@@ -219,8 +219,11 @@ def _check_key(public_key: bytes) -> None:
         raise MetadataError("EINVAL", "this is no public key of a member")
 
 
+LISTED = {role.value for role in Role if role is not Role.GUEST}  # guests have no rows
+
+
 def _check_fields(roles: tuple[str, ...], rights: int, pools: tuple[int, ...], name: str) -> None:
-    if not roles or len(set(roles)) != len(roles) or not set(roles) <= {role.value for role in Role}:
+    if not roles or len(set(roles)) != len(roles) or not set(roles) <= LISTED:
         raise MetadataError("EINVAL", "the roles are client, node and metadata")
     if not 0 <= rights <= 7 or any(pool < 0 for pool in pools) or len(pools) > 64:
         raise MetadataError("EINVAL", "the rights are read, write and admin, for at most 64 pools")

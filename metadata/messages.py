@@ -865,6 +865,7 @@ class Pulse(Message, tag="pulse", frozen=True):
     incarnation: bytes = b""
     grant: bytes = b""  # renewed
     key_generation: int = 0  # of the cluster's newest key: an older certificate wants to be renewed
+    retired: int = 0  # generations of the cluster's key up to this one count no more
 
 
 class Goodbye(Message, tag="goodbye", frozen=True):

@@ -27,7 +27,7 @@ from pathlib import Path
 import trio
 
 from trivium.cluster.clock import Clock
-from trivium.cluster.errors import Refused, Unavailable
+from trivium.cluster.errors import NotFound, Refused, Unavailable
 from trivium.cluster.identity import joining, keyfiles, messages, statements
 from trivium.cluster.identity.keys import PrivateKey
 from trivium.cluster.identity.member import Member
@@ -183,11 +183,21 @@ class Way:
                 self._session = session
                 self._news.set()
 
-    def heard_of_key(self, generation: int) -> None:
-        """The cluster's newest key is of this generation."""
+    def heard_of_key(self, generation: int, retired: int) -> None:
+        """The cluster's newest key is of this generation, and those up to `retired` count no more."""
+        if self._member is not None and self._member.trust.retire_until(retired):
+            self._forget(retired)
         if self._member is not None and self._member.certificate.generation < generation:
             self._outdated = True
             self._news.set()
+
+    def _forget(self, retired: int) -> None:
+        path = None if self._guest_since_s is not None else self._reach.key_file
+        if path is not None:
+            try:
+                keyfiles.forget_anchors(path, retired)
+            except (OSError, Refused, NotFound) as error:
+                log.warning("%s still names a key of the cluster that counts no more: %s", path, error)
 
     async def keep_presenting(self) -> None:
         """Show newer grants to the nodes that are connected, while the process lives."""

@@ -131,7 +131,7 @@ def _check_hello(access: Access, pools: Iterable[int]) -> None:
 
 
 def _check(access: Access, request: Any, owner: Callable[[int], bytes], pool_of: Callable[[int], int | None]) -> None:
-    certificate = access.holder()
+    certificate = access.speaker()
     session = getattr(request, "session", None)
     if session is not None:
         access.trust.check_session(session)
@@ -159,7 +159,7 @@ def _check(access: Access, request: Any, owner: Callable[[int], bytes], pool_of:
 def _check_command(access: Access, command: str) -> None:
     if command not in NODE_COMMANDS:
         access.require(Right.READ if command in READ_COMMANDS else Right.ADMIN)
-    elif not access.holder().has(Role.NODE, Role.METADATA):
+    elif not access.speaker().has(Role.NODE, Role.METADATA):
         raise NotAdmitted(Reason.MISSING_RIGHT, f"{access.holder().name} is no node: only nodes bring drives")
 
 

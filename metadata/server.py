@@ -114,6 +114,7 @@ class MetadataServer:
         self.on_latencies: Callable[[int, tuple[tuple[str, int, float], ...]], None] = lambda session, samples: None
         self.issue_grant: Callable[[Access, int], bytes] | None = None  # set by who holds a metadata server's key
         self.key_generation = 0  # of the cluster's newest key
+        self.key_retired = 0  # and of the newest that counts no more
         self.issue_guest_grant: Callable[[bytes, int], bytes] | None = None
         self.on_session_gone: Callable[[int], None] = lambda session: None  # its end is durable: close connections
         self._grace_over = trio.Event()
@@ -384,6 +385,7 @@ class MetadataServer:
             incarnation=self.incarnation,
             grant=self._granted(peer, session.id, beat.guest),
             key_generation=self.key_generation,
+            retired=self.key_retired,
         )
         return encode(pulse)
 

@@ -49,6 +49,8 @@ class Door:
 
     async def handle(self, peer: Peer, service: int, body: bytes, payload: memoryview) -> Reply:
         access = known(peer)
+        if access is not None and access.guest and service != Service.NODE:
+            access.speaker()
         if service == Service.IDENTITY:
             return await self._identity.handle(peer, body)
         if service == Service.METADATA:
@@ -75,7 +77,7 @@ class Door:
     async def events(self, peer: Peer, service: int, body: bytes) -> AsyncIterator[bytes]:
         access = known(peer)
         if access is not None:
-            access.holder()
+            access.speaker()
         if self._leader is None:
             raise Unavailable("the metadata server is starting")
         async for event in self._leader.server.events(peer, service, body):

@@ -144,7 +144,7 @@ async def _serve(options: NodeOptions, ready: Ready) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(stop_on_signal, nursery.cancel_scope)
             member = Member(own, clock) if own is not None else None
-            door = NodeDoor(node, member)
+            door = NodeDoor(node, member, options.data.keys)
             addresses = await _listen(options, door, member, nursery)
             if member is not None:
                 nursery.start_soon(_keep_certified, options, door, member, clock)

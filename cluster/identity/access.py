@@ -9,6 +9,7 @@ Invariants:
 2. Metadata servers act by the role in their certificate and need no grant; a client touches a node only under a grant,
    and never with more than certificate and grant both allow. So does a node: one stolen node's key is worth its own
    drives, not everybody's.
+3. A guest has no row that could be revoked: only its session's grants open anything, and only drives.
 """
 
 from __future__ import annotations
@@ -63,13 +64,20 @@ class Access:
         """A metadata server."""
         return self.certificate is not None and self.certificate.has(Role.METADATA)
 
+    @property
+    def guest(self) -> bool:
+        return self.certificate is not None and self.certificate.has(Role.GUEST)
+
     def holder(self) -> Certificate:
-        """Somebody of the cluster, not revoked; NotAdmitted for a joiner."""
+        """Somebody of the cluster, not revoked; NotAdmitted for a joiner. Unavailable: its certificate has expired; it
+        may connect again with a newer one."""
         if self.closed:
             raise NotAdmitted(Reason.REVOKED, self.closed)
         if self.certificate is None:
             raise NotAdmitted(Reason.UNKNOWN_KEY, "this key is not of the cluster yet: a joiner may only join")
         self.trust.check_member(self.certificate.member)
+        if self.certificate.expires_ns and self.trust.past(self.certificate.expires_ns):
+            raise Unavailable(f"the certificate of {self.certificate.name} has expired: connect again with a newer one")
         return self.certificate
 
     def renew(self, statement: bytes) -> None:
@@ -112,9 +120,16 @@ class Access:
         if not in_pools(pool, allowed):
             raise NotAdmitted(Reason.OTHER_POOL, f"the key of {certificate.name} is not for pool {pool}")
 
+    def speaker(self) -> Certificate:
+        """Who may talk to a metadata server at all; guests do that by its socket."""
+        certificate = self.holder()
+        if self.guest:
+            raise NotAdmitted(Reason.MISSING_RIGHT, "a guest's key is for drives: use the metadata server's socket")
+        return certificate
+
     def require(self, right: Right) -> None:
         """For metadata messages: the certificate's own rights."""
-        certificate = self.holder()
+        certificate = self.speaker()
         if right & Right(certificate.rights) != right:
             raise NotAdmitted(Reason.MISSING_RIGHT, f"{certificate.name} has no right to {_verb(right)}")
 

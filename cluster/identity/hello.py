@@ -8,6 +8,7 @@ connection to another node, and an old one nothing on any later connection.
 
 Invariants:
 1. `Admission.admit` ends in attributes or in NotAdmitted, whatever the bytes are, and remembers nothing of strangers.
+   Unavailable: a node that has not heard yet who is revoked lets in metadata servers only.
 2. Cheap checks come first: length, form, cluster; then at most three signatures.
 """
 
@@ -19,10 +20,11 @@ from hashlib import sha256
 
 import msgspec
 
+from trivium.cluster.errors import Unavailable
 from trivium.cluster.identity.access import ATTRIBUTE, Access, common
 from trivium.cluster.identity.keys import SIGNATURE_BYTES, PrivateKey, PublicKey
 from trivium.cluster.identity.refusals import NotAdmitted, Reason
-from trivium.cluster.identity.statements import Role, decode
+from trivium.cluster.identity.statements import decode
 from trivium.cluster.identity.trust import Trust
 
 NONCE_BYTES = 32
@@ -64,8 +66,8 @@ def answerer(
 
 
 class Admission:
-    """The server's callable for a transport. `needs_grant`: a pure node, which has nothing to say to others;
-    `joiners`: a metadata server, which a stranger with a token may ask to join."""
+    """The server's callable for a transport. `needs_grant`: a pure node, which has nothing to say to others (nor has
+    anybody to a guest without one); `joiners`: a metadata server, which a stranger with a token may ask to join."""
 
     def __init__(self, trust: Trust, *, needs_grant: bool = False, joiners: bool = False) -> None:
         self.trust = trust
@@ -97,10 +99,12 @@ class Admission:
         _verify(key, challenge, hello)
         access = Access(self.trust, certificate)
         if body.grant:
+            if self._needs_grant and not access.leads and not self.trust.in_touch:
+                raise Unavailable("this node is not yet in touch with the metadata server: it knows not who is revoked")
             access.grant = self.trust.grant(body.grant, certificate)
             if not common(certificate.pools, access.grant.pools):
                 raise NotAdmitted(Reason.OTHER_POOL, f"the key of {certificate.name} is for no pool of this grant")
-        elif self._needs_grant and not certificate.has(Role.METADATA):
+        elif (self._needs_grant or access.guest) and not access.leads:
             raise NotAdmitted(Reason.NO_GRANT, "a client reaches a node with a grant of the metadata server only")
         return access
 

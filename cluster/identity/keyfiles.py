@@ -12,7 +12,7 @@ import contextlib
 import os
 import secrets
 import stat
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -132,6 +132,14 @@ def load_identity(path: Path) -> Identity:
         )
     except ValueError:
         raise _damaged(path) from None
+
+
+def forget_anchors(path: Path, retired: int) -> None:
+    """The cluster's keys up to this generation count no more, also not for the next process that loads the file."""
+    found = load_identity(path)
+    kept = tuple(anchor for anchor in found.anchors if anchor[0] > retired)
+    if kept and kept != found.anchors:
+        save_identity(path, replace(found, anchors=kept))
 
 
 def write_secret(path: Path, data: bytes) -> None:

@@ -125,7 +125,8 @@ class Member:
 
         async def verify(binding: bytes, said: bytes, address: str) -> Admission:
             await trio.lowlevel.checkpoint()
-            return Admission(admission.admit(binding, said))
+            access = admission.access(binding, said)
+            return Admission({ATTRIBUTE: access}, stranger=access.certificate is None)
 
         made = QuicServer(address, self._tls(), engine=self.engine, verify=verify, admitted=self._admitted)
         self._servers.append(made)

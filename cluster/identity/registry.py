@@ -1,4 +1,5 @@
-"""Open connections by member and session: a revoked key or an ended session loses them at once.
+"""Open connections by member and session: a revoked key, an ended session or an expired
+certificate loses them at once.
 
 Invariants:
 1. `enter` after revocation closes at once: there is no gap between HELLO's check and the registry.
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from trivium.cluster.errors import Unavailable
 from trivium.cluster.identity.access import Access
 from trivium.cluster.identity.refusals import NotAdmitted
 from trivium.cluster.identity.trust import Trust
@@ -57,7 +59,7 @@ class Connections:
                 access.holder()
                 if access.grant is not None:
                     self._trust.check_session(access.grant.session)
-        except NotAdmitted as error:
+        except (NotAdmitted, Unavailable) as error:
             del self._open[number]
             access.closed = str(error)
             close(str(error))

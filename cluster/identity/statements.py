@@ -32,6 +32,7 @@ class Role(StrEnum):
     CLIENT = "client"
     NODE = "node"
     METADATA = "metadata"
+    GUEST = "guest"  # a process of a metadata server's host, for a day: drives under a grant and nothing else; no row
 
 
 class Right(IntFlag):

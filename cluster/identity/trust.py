@@ -4,8 +4,10 @@
     clock     unknown --first word of a metadata server--> counts on from there --later word--> counts on from that
 
 Invariants:
-1. An anchor enters by a pin, or by a handover that a trusted anchor signed; never by anything else.
-2. The list of the revoked only grows in version; a member once revoked stays so in this process.
+1. An anchor enters by a pin, or by a handover that a trusted anchor signed; never by anything else. One that was
+   retired does not come back.
+2. The list of the revoked only grows in version; a member once revoked stays so in this process. A list that an earlier
+   process kept counts from the start (`recall`), but it says neither what time it is nor that nobody was revoked since.
 3. Time is the metadata server's as last heard, carried on by a clock that neither steps nor stops. A new leader's
    clock replaces it, also backwards (clocks two minutes apart must not end every grant). Without fresh word a
    verified grant carries the time forward, for nobody else could have said it.
@@ -74,7 +76,9 @@ class Trust:
         self.cluster = cluster
         self.clock = MetadataClock(clock)
         self.version = -1  # of the list of the revoked
+        self.in_touch = False  # a metadata server has told this process who is revoked
         self._anchors: dict[int, PublicKey] = {}
+        self._retired = 0  # generations up to this one do not come back
         self._revoked: set[bytes] = set()
         self._ended: dict[int, int] = {}  # session -> when it may be forgotten
         self._verified: dict[bytes, Certificate] = {}
@@ -87,7 +91,8 @@ class Trust:
 
     def pin(self, generation: int, public: bytes) -> None:
         """Believe this key of the cluster. The caller knows it: from its own key file, or by a token's fingerprint."""
-        self._anchors[generation] = PublicKey.load(public)
+        if generation > self._retired:
+            self._anchors[generation] = PublicKey.load(public)
 
     def hand_over(self, statement: bytes) -> Handover:
         """The cluster's key was rotated; an older key that is trusted here says so."""
@@ -109,7 +114,16 @@ class Trust:
         """The old key's certificates do not count any more."""
         if generation in self._anchors and len(self._anchors) > 1:
             del self._anchors[generation]
+            self._retired = max(self._retired, generation)
             self._verified.clear()
+
+    def retire_until(self, generation: int) -> bool:
+        """This one and all before it; True when that is news here."""
+        before = len(self._anchors)
+        for known in sorted(self._anchors):
+            if known <= generation:
+                self.retire(known)
+        return len(self._anchors) < before
 
     # ---- certificates ---------------------------------------------------------------------------------------
 
@@ -193,11 +207,22 @@ class Trust:
         if found.version < self.version:
             return None
         self.clock.heard(found.now_ns)
-        self.revoke(found.version, found.members)
-        self.end_sessions(found.sessions)
-        for generation in [known for known in self._anchors if known <= found.retired]:
-            self.retire(generation)
+        self.in_touch = True
+        self._take(found, found.version)
         return found
+
+    def recall(self, statement: bytes) -> None:
+        """The list that an earlier process learnt and kept. Not its version: what the metadata server says now counts,
+        even when it had to go back to an older database."""
+        claim = peek(Revocations, statement, LIST_MAX)
+        self._of_this_cluster(claim.cluster)
+        issuer = self.issuer(claim.issuer)
+        self._take(verify(Revocations, statement, PublicKey.load(issuer.public), LIST_MAX), self.version)
+
+    def _take(self, found: Revocations, version: int) -> None:
+        self.revoke(version, found.members)
+        self.end_sessions(found.sessions)
+        self.retire_until(found.retired)
 
     def revoke(self, version: int, members: Iterable[bytes]) -> None:
         self.version = max(self.version, version)

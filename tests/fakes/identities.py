@@ -110,7 +110,7 @@ class Authority:
         return trust
 
     def node(self) -> Admission:
-        """A node that has heard of the time."""
+        """A node that has heard who is revoked, and the time."""
         trust = self.trust()
-        trust.clock.heard(self.clock.wall)
+        trust.learn(self.revocations(0))
         return Admission(trust, needs_grant=True)

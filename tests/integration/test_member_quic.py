@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import trio
@@ -62,7 +63,8 @@ class Drives:
 
 
 @asynccontextmanager
-async def serving(node: Member, port: int = 0) -> AsyncIterator[tuple[QuicServer, Drives]]:
+async def serving(world: Cluster, node: Member, port: int = 0) -> AsyncIterator[tuple[QuicServer, Drives]]:
+    node.trust.learn(world.authority.revocations(0))
     drives = Drives()
     door = NodeDoor(drives, node)  # type: ignore[arg-type]
     server = node.server(f"quic:127.0.0.1:{port}", needs_grant=True)
@@ -83,7 +85,7 @@ def test_a_client_does_what_its_grant_says_until_it_is_revoked() -> None:
         _, metadata = world.member(Role.METADATA)
         held, client = world.member(Role.CLIENT)
         other, bystander = world.member(Role.CLIENT)
-        async with serving(node) as (server, drives):
+        async with serving(world, node) as (server, drives):
             ways = [await member.dial(rest(server)) for member in (client, bystander, metadata)]
             for way in ways:
                 assert (await way.request(Service.NODE, PUT)).body == b"served"
@@ -114,11 +116,10 @@ def test_who_has_no_grant_no_key_or_another_clusters_is_told_why_and_costs_nothi
     async def main() -> None:
         world, elsewhere = Cluster(), Cluster(b"e" * 16)
         _, node = world.member(Role.NODE)
-        node.trust.clock.heard(world.clock.wall)
         _, without = world.member(Role.CLIENT, grant=False)
         _, pure_node = world.member(Role.NODE)
         _, foreign = elsewhere.member(Role.CLIENT)
-        async with serving(node) as (server, drives):
+        async with serving(world, node) as (server, drives):
             with pytest.raises(Refused, match="with a grant of the metadata server only"):
                 await (await without.dial(rest(server))).request(Service.NODE, PING)
             with pytest.raises(Refused, match="not signed by the cluster's key"):  # the client looks first
@@ -148,7 +149,7 @@ def test_newer_grants_keep_an_open_connection_writing_and_an_ended_session_loses
         _, node = world.member(Role.NODE)
         held, client = world.member(Role.CLIENT)
         _, metadata = world.member(Role.METADATA)
-        async with serving(node) as (server, _):
+        async with serving(world, node) as (server, _):
             way = await client.dial(rest(server))
             await way.request(Service.NODE, PUT)
             world.clock.go_on(50)
@@ -176,15 +177,56 @@ def test_newer_grants_keep_an_open_connection_writing_and_an_ended_session_loses
     trio.run(main)
 
 
+def test_a_node_that_has_just_started_knows_the_revoked_of_before_and_waits_for_news(tmp_path: Path) -> None:
+    async def main() -> None:
+        world = Cluster()
+        held, thief = world.member(Role.CLIENT)  # with a grant of before
+        deposed = world.authority.member(Role.METADATA, name="deposed")
+        _, node = world.member(Role.NODE)
+        news = world.authority.revocations(1, held, deposed)
+        kept = tmp_path / "keys" / "revoked"
+        door = NodeDoor(Drives(), node, kept.parent)  # type: ignore[arg-type]
+        learn = messages.encode(messages.Learn(news))
+        await door.handle(Peer("unix"), Service.IDENTITY, learn, memoryview(b""))
+        assert kept.stat().st_mode & 0o777 == 0o600
+
+        world.clock.go_on(30 * 86_400)
+        again = Member(node.identity, world.clock)  # the node restarts
+        drives = Drives()
+        door = NodeDoor(drives, again, kept.parent)  # type: ignore[arg-type]
+        assert again.trust.revoked == {held.certificate.member, deposed.certificate.member}
+        server = again.server("quic:127.0.0.1:0", needs_grant=True)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(server.serve, door.handle)
+            _, friend = world.member(Role.CLIENT)
+            with pytest.raises((Refused, Unavailable), match="revoked"):
+                await (await thief.dial(rest(server))).request(Service.NODE, PUT)
+            way = await friend.dial(rest(server))
+            with pytest.raises(Unavailable, match="not yet in touch"):
+                await way.request(Service.NODE, PUT)
+            leader = await world.member(Role.METADATA)[1].dial(rest(server))
+            await leader.request(Service.NODE, FORMAT)
+            await leader.request(Service.IDENTITY, messages.encode(messages.Learn(world.authority.revocations(0))))
+            await way.request(Service.NODE, PUT)  # the same way tries again
+            assert drives.served == 2
+            for connection in (way, leader):
+                await connection.aclose()
+            nursery.cancel_scope.cancel()
+        kept.write_bytes(b"damaged")
+        NodeDoor(drives, Member(node.identity, world.clock), kept.parent)  # type: ignore[arg-type]
+
+    trio.run(main)
+
+
 def test_a_connection_does_not_follow_an_address_to_another_node() -> None:
     async def main() -> None:
         world = Cluster()
         _, client = world.member(Role.CLIENT)
-        async with serving(world.member(Role.NODE)[1]) as (server, _):
+        async with serving(world, world.member(Role.NODE)[1]) as (server, _):
             port = int(server.address.rpartition(":")[2])
             way = await client.dial(rest(server))
             await way.request(Service.NODE, PING)
-        async with serving(world.member(Role.NODE)[1], port) as (server, drives):
+        async with serving(world, world.member(Role.NODE)[1], port) as (server, drives):
             with pytest.raises((Refused, Unavailable)):
                 await way.request(Service.NODE, PING)
             with pytest.raises(Refused, match="another member of the cluster answers there"):
@@ -200,7 +242,7 @@ def test_a_members_newer_certificate_is_shown_to_who_comes_next() -> None:
         world = Cluster()
         held, node = world.member(Role.NODE)
         _, client = world.member(Role.CLIENT)
-        async with serving(node) as (server, _):
+        async with serving(world, node) as (server, _):
             tls = certificates.server_certificate(
                 world.authority.key, world.authority.cluster, 1, held.key.public.raw, (Role.NODE, Role.METADATA)
             )
@@ -208,5 +250,43 @@ def test_a_members_newer_certificate_is_shown_to_who_comes_next() -> None:
             way = client.metadata(server.address)  # only a metadata server's certificate will do
             with pytest.raises(Refused, match="with a grant"):  # let in as far as HELLO, where it shows none
                 await way.request(Service.NODE, PING)
+
+    trio.run(main)
+
+
+def test_a_joiner_without_a_token_has_one_small_request_and_stays_half_open() -> None:
+    async def main() -> None:
+        world = Cluster()
+        metadata = world.member(Role.METADATA)[1]
+        server = metadata.server("quic:127.0.0.1:0", joiners=True)
+        token = tokens.make(world.authority.key.public.fingerprint)
+
+        async def handle(peer: Peer, service: int, body: bytes, payload: memoryview) -> Reply:
+            return Reply(body)
+
+        async with trio.open_nursery() as nursery:
+            await nursery.start(server.serve, handle)
+            for body, payload in ((bytes(17 << 10), b""), (b"", b"x")):
+                way = stranger(server.address, token, PrivateKey.generate())
+                with pytest.raises(Refused, match="the limit is"):
+                    await way.request(Service.IDENTITY, body, payload)
+                assert server.half_open == 1
+                link = list(server._cids)[-1]
+                await way.aclose()
+                await link.ended.wait()
+            way = stranger(server.address, token, PrivateKey.generate())
+            assert (await way.request(Service.IDENTITY, b"join")).body == b"join"
+            with pytest.raises(Unavailable):
+                await way.request(Service.IDENTITY, b"more")
+            assert server.half_open == 0 and not way.connected
+            quiet = stranger(server.address, token, PrivateKey.generate())
+            assert (await quiet.request(Service.IDENTITY, b"join")).body == b"join"
+            await list(server._cids)[-1].ended.wait()  # by the server, after its answer
+            client = world.member(Role.CLIENT)[1].metadata(server.address)
+            for _ in range(3):
+                await client.request(Service.IDENTITY, bytes(17 << 10), b"x")
+            assert server.half_open == 0
+            await client.aclose()
+            nursery.cancel_scope.cancel()
 
     trio.run(main)

@@ -51,7 +51,7 @@ def test_a_rotation_cuts_nobody_off(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             identity.addresses = (server.address,)
             node = await join(identity, server.address, "node", tmp_path / "n" / "node")
             client = await join(identity, server.address, "client", tmp_path / "c" / "client")
-            node_door = NodeDoor(Drives(), node)  # type: ignore[arg-type]
+            node_door = NodeDoor(Drives(), node, tmp_path / "n")  # type: ignore[arg-type]
             node_server = node.server("quic:127.0.0.1:0", needs_grant=True)
             await nursery.start(node_server.serve, node_door.handle)
             rest = node_server.address.removeprefix("quic:")
@@ -87,6 +87,16 @@ def test_a_rotation_cuts_nobody_off(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             assert (await identity.rotate({"finish": True}))["generation"] == 2
             await tell()
             assert set(node.trust.anchors) == {2}
+            restarted = Member(keyfiles.load_identity(tmp_path / "n" / "node"), clock)
+            assert set(restarted.trust.anchors) == {2}
+            way = Way(Reach(tmp_path, (server.address,), tmp_path / "c" / "client"), clock)
+            assert way._member is not None and set(way._member.trust.anchors) == {1, 2}
+            way.heard_of_key(2, 1)  # a Pulse
+            assert set(way._member.trust.anchors) == {2}
+            assert [g for g, _ in keyfiles.load_identity(tmp_path / "c" / "client").anchors] == [2]
+            leading = ClusterIdentity(CLUSTER, clock, tmp_path / "keys")  # the metadata server restarts
+            await leading.wait()
+            assert set(leading.trust.anchors) == {2}
             await ask()
             late.grant = identity.issue_guest_grant(late.certificate.member, 8)
             await (await late.dial(rest)).request(Service.NODE, PING)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -195,6 +196,16 @@ def test_memory_is_taken_only_after_the_head_was_accepted() -> None:
         with pytest.raises(Refused):
             reader.feed(HEAD.pack(2**32 - 1, 2**32 - 1, 1, 0, 0, 0))
         assert reader.failed and reader.feed(b"more") == []
+
+
+def test_an_announced_message_takes_memory_as_it_arrives() -> None:
+    reader = FrameReader(Limits(10, 60 << 20), lambda head: None)
+    tracemalloc.start()
+    try:
+        assert reader.feed(HEAD.pack(10, 60 << 20, 1, 0, 0, 0) + bytes(1 << 16)) == []
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
 
 
 LIKE_INITIALS = st.binary(max_size=60).map(lambda tail: b"\xc3\0\0\0\1" + tail.ljust(1300, b"\0"))

@@ -9,16 +9,22 @@ import msgspec
 import pytest
 
 from tests.fakes.identities import Authority, Member
+from trivium.admin.processes.nodedoor import NodeDoor
 from trivium.cluster import wire
 from trivium.cluster.errors import Refused, Unavailable
-from trivium.cluster.identity import hello, statements, tokens
-from trivium.cluster.identity.access import NODE_RIGHTS, Access, tag_of
+from trivium.cluster.identity import certificates, hello, messages, statements, tokens
+from trivium.cluster.identity.access import ATTRIBUTE, NODE_RIGHTS, Access, tag_of
+from trivium.cluster.identity.keyfiles import Identity
 from trivium.cluster.identity.keys import ORDER, PrivateKey
+from trivium.cluster.identity.member import Member as Process
 from trivium.cluster.identity.refusals import NotAdmitted, Reason
 from trivium.cluster.identity.registry import Connections
 from trivium.cluster.identity.statements import Handover, Right, Role
 from trivium.cluster.identity.trust import READS_GO_ON_S, S
 from trivium.cluster.model import ChunkId
+from trivium.cluster.transport.interface import Peer
+from trivium.metadata import rights
+from trivium.metadata.messages import Admin, Call, MetadataError
 
 READ = wire.encode_node_request(wire.ReadShard(b"d" * 16, ChunkId(1, 1), 0, 0, 1))
 PUT = wire.encode_node_request(wire.PutShards((wire.PutShard(b"d" * 16, ChunkId(1, 1), 0, 4096),)))
@@ -166,8 +172,9 @@ def test_a_deposed_servers_grant_from_the_future_is_not_believed_while_there_is_
     future = authority.grant(client, skew_s=3600)
     with refused(Reason.NOT_YET):
         node.access(challenge, say(client, challenge, future))
-    cold = hello.Admission(authority.trust(), needs_grant=True)  # has heard nothing: a grant is the only word
-    cold.access(challenge, say(client, challenge, future))
+    cold = hello.Admission(authority.trust(), needs_grant=True)  # has heard nothing: it believes nobody's grant
+    with pytest.raises(Unavailable, match="not yet in touch"):
+        cold.access(challenge, say(client, challenge, future))
 
 
 def test_a_grant_is_for_a_minute_at_most_and_from_metadata_servers_only() -> None:
@@ -307,6 +314,8 @@ def test_rotation_overlaps_and_then_ends() -> None:
     with refused(Reason.UNKNOWN_KEY):  # a second successor
         trust.hand_over(statements.sign(old_key, Handover(authority.cluster, 2, PrivateKey.generate().public.raw)))
     trust.retire(1)
+    trust.pin(1, old_key.public.raw)  # by an older key file
+    assert set(trust.anchors) == {2}
     assert trust.certificate(after.statement) == after.certificate
     with refused(Reason.UNKNOWN_KEY):
         trust.certificate(before.statement)
@@ -322,6 +331,50 @@ def test_a_certificate_may_expire() -> None:
     trust.clock.heard(authority.clock.wall + 10 * S)
     with refused(Reason.EXPIRED):
         trust.certificate(client.statement)
+
+
+def test_a_node_learns_after_its_second_rotation_too() -> None:
+    authority = Authority()
+    keys = [authority.key, PrivateKey.generate(), PrivateKey.generate()]
+    handovers = tuple(
+        statements.sign(old, Handover(authority.cluster, n, new.public.raw))
+        for n, old, new in zip((2, 3), keys, keys[1:], strict=False)
+    )
+    authority.key, authority.generation = keys[2], 3
+    authority.metadata = authority.member(Role.METADATA)
+    own = PrivateKey.generate()
+    pem = certificates.cluster_certificate(keys[2], authority.cluster, 3)
+    node = Process(Identity(authority.cluster, own, authority.member(key=own).statement, ((3, pem),)), authority.clock)
+    news = messages.Learn(authority.revocations(4), handovers)
+    NodeDoor(None, node)._learn(node, news)  # type: ignore[arg-type]
+    assert node.trust.in_touch and node.trust.version == 4
+
+
+def test_a_guest_reaches_drives_with_a_grant_until_its_day_is_over_and_nothing_else() -> None:
+    authority, challenge = Authority(), hello.nonce()
+    guest = authority.member(Role.GUEST, expires_ns=authority.clock.wall + 86_400 * S)
+    for admission in (authority.node(), hello.Admission(authority.trust(), joiners=True)):
+        with refused(Reason.NO_GRANT):
+            admission.access(challenge, say(guest, challenge))
+    access = hello.Admission(authority.trust(), joiners=True).access(
+        challenge, say(guest, challenge, authority.grant(guest))
+    )
+    access.allow_node(READ)
+    peer = Peer("quic:far", local=False, attributes={ATTRIBUTE: access})
+    for command in ("status", "cluster_token_create", "node_join"):
+        with pytest.raises(MetadataError, match="for drives"):
+            rights.command_of(peer, Admin(command))
+    with pytest.raises(MetadataError, match="for drives"):
+        rights.check(peer, Call(7, 1, 1, ()), pools=(1,), owner=lambda session: access.member, pool_of=lambda group: 1)
+
+    closed: list[str] = []
+    connections = Connections(access.trust)
+    connections.enter(access, closed.append)
+    authority.clock.go_on(86_401)
+    assert not closed
+    with pytest.raises(Unavailable, match="has expired"):
+        access.allow_node(READ)
+    assert connections.check() == 1 and "has expired" in closed[0]
 
 
 def test_a_signature_has_one_form() -> None:

@@ -267,6 +267,7 @@ def test_a_session_with_a_key_gets_grants_that_a_node_takes_until_it_ends() -> N
                 await session.call(Create(ROOT_INO, b"file", 0o100644))
                 first = session.grant
                 assert first
+                world.trust.in_touch = True
                 node = hello.Admission(world.trust, needs_grant=True)
                 way = Keyed(nodes, node, client, first)
                 closed: list[str] = []

@@ -1,7 +1,8 @@
 """Frames out of a stream's bytes, however they were cut. Pure.
 
 Invariants
-1. Memory is taken only after the head passed the limits and the owner's check; a payload is received into one buffer.
+1. Memory is taken only after the head passed the limits and the owner's check, and only for what has arrived, whatever
+   the head announces; a payload is received into one buffer.
 2. After an error the reader takes nothing more.
 """
 
@@ -25,7 +26,7 @@ class Frame:
 class FrameReader:
     """Feed bytes, get whole frames. `accept` sees each head first and may raise."""
 
-    __slots__ = ("_accept", "_filled", "_head", "_into", "_limits", "_stage", "failed")
+    __slots__ = ("_accept", "_head", "_into", "_limits", "_stage", "failed")
 
     def __init__(self, limits: Limits, accept: Callable[[Head], None]) -> None:
         self._limits = limits
@@ -33,7 +34,6 @@ class FrameReader:
         self._stage = bytearray()
         self._head: Head | None = None
         self._into = bytearray()
-        self._filled = 0
         self.failed = False
 
     @property
@@ -51,12 +51,11 @@ class FrameReader:
                 view = self._take_head(view)
                 if self._head is None:
                     return frames
-            taken = min(len(view), len(self._into) - self._filled)
-            self._into[self._filled : self._filled + taken] = view[:taken]
-            self._filled += taken
-            view = view[taken:]
-            if self._filled < len(self._into):
+            missing = self._head.body_bytes + self._head.payload_bytes - len(self._into)
+            self._into += view[:missing]  # grows by more than it needs: few copies
+            if len(view) < missing:
                 return frames
+            view = view[missing:]
             frames.append(self._whole(self._head))
             if not view:
                 return frames
@@ -74,8 +73,7 @@ class FrameReader:
         except Refused:
             self.failed = True
             raise
-        self._head, self._filled = head, 0
-        self._into = bytearray(head.body_bytes + head.payload_bytes)
+        self._head = head
         return view[missing:]
 
     def _whole(self, head: Head) -> Frame:

@@ -19,8 +19,12 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from trivium.cluster.transport.frames import Limits
+
 MAX_HELLO_BYTES = 16 << 10
 MAX_WELCOME_BYTES = 64 << 10
+STRANGER_LIMITS = Limits(16 << 10, 0)
+STRANGER_S = 30.0
 
 ClientHello = Callable[[bytes], Awaitable[bytes]]
 """binding -> the bytes to send. Asked anew for each connection (so after each reconnection)."""
@@ -28,10 +32,12 @@ ClientHello = Callable[[bytes], Awaitable[bytes]]
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """What a verifier grants: the attributes of the connection's Peer, and bytes for the client."""
+    """What a verifier grants: the attributes of the connection's Peer, and bytes for the client. `stranger`: nobody
+    knows this key, so it has one small request (STRANGER_LIMITS, STRANGER_S), counts as half-open, and then goes."""
 
     attributes: Mapping[str, object] = field(default_factory=dict)
     answer: bytes = b""
+    stranger: bool = False
 
 
 Verifier = Callable[[bytes, bytes, str], Awaitable[Admission]]

@@ -8,6 +8,8 @@ Invariants
    meanwhile; subscriptions send no more than the subscriber has confirmed, a window ahead.
 4. A handler that has begun runs to its end, whether its requester still waits or not; at most `streams` of a connection
    run at once, those of abandoned requests among them.
+5. A stranger (Admission.stranger) has one request of STRANGER_LIMITS, stays half-open, and goes after its answer or
+   STRANGER_S.
 """
 
 from __future__ import annotations
@@ -39,7 +41,14 @@ from trivium.cluster.transport.quic.address import Endpoint, QuicAddress
 from trivium.cluster.transport.quic.assembly import Frame, FrameReader
 from trivium.cluster.transport.quic.budget import Budget
 from trivium.cluster.transport.quic.engine import Engine
-from trivium.cluster.transport.quic.hello import MAX_HELLO_BYTES, Verifier, Welcome, welcome_everybody
+from trivium.cluster.transport.quic.hello import (
+    MAX_HELLO_BYTES,
+    STRANGER_LIMITS,
+    STRANGER_S,
+    Verifier,
+    Welcome,
+    welcome_everybody,
+)
 from trivium.cluster.transport.quic.link import VIOLATION, Driver, Link, Stream, fresh
 from trivium.cluster.wire import HEAD
 
@@ -172,7 +181,10 @@ class ServerLink(Link):
         self._calm.set()
         self._oversized = 0
         self._hello_bytes = 0
-        self._hello_until = clock() + service.hello_timeout_s
+        self._until: float | None = clock() + service.hello_timeout_s  # None: as long as it likes
+        self._limits = Limits(MAX_HELLO_BYTES, 0)
+        self._stranger = False
+        self._asked = False  # a stranger its one request
         self._dropped: set[int] = set()
         self.on_welcome: Callable[[], None] = lambda: None
         self._gone: Callable[[], None] = lambda: None  # tells who heard that this connection was let in
@@ -208,20 +220,24 @@ class ServerLink(Link):
             raise Violation("a stream of a kind that is not used")
         if self.peer is None and (number or self.streams):
             raise Violation("a request before the welcome")
-        limits = self._service.limits if self.peer is not None else Limits(MAX_HELLO_BYTES, 0)
-        stream = ServerStream(self, number, limits)
+        if self._stranger:
+            if self._asked:
+                raise Violation("a stranger has one request")
+            self._asked = True
+        stream = ServerStream(self, number, self._limits)
         self.streams[number] = stream
         return stream
 
     def deadline(self) -> float | None:
         timer = self.engine.timer()
-        if self.peer is not None or self.over is not None:
+        if self._until is None or self.over is not None:
             return timer
-        return self._hello_until if timer is None else min(timer, self._hello_until)
+        return self._until if timer is None else min(timer, self._until)
 
     def on_timer(self, now: float) -> None:
-        if self.peer is None and self.over is None and now >= self._hello_until:
-            self.close(VIOLATION, Refused("no HELLO in time"), "no HELLO in time")
+        if self._until is not None and self.over is None and now >= self._until:
+            late = "no HELLO in time" if self.peer is None else "a stranger has had its time"
+            self.close(VIOLATION, Refused(late), late)
             return
         super().on_timer(now)
 
@@ -262,6 +278,8 @@ class ServerLink(Link):
         if self.peer is None:
             self._nursery.start_soon(self._greet, stream, request)
         elif request.head.flags & EVENTS:
+            if self._stranger:
+                raise Violation("a stranger has no subscriptions")
             self._nursery.start_soon(self._push, stream, request)
         else:
             self._nursery.start_soon(self._handle, stream, request)
@@ -277,24 +295,34 @@ class ServerLink(Link):
             if is_internal(error):
                 log.exception("the verifier failed")
             await self._answer_error(stream, error)
-            with trio.move_on_after(LINGER_S):  # let the answer arrive: the client goes by itself
-                await self.ended.wait()
-            self.close(VIOLATION, Refused("not admitted"), "not admitted")
+            await self._let_go("not admitted")
             return
         if self.over is not None:
             return
         self.peer = Peer(address, local=False, attributes=dict(admission.attributes))
-        self.on_welcome()
+        self._stranger = admission.stranger
+        self._until = self._clock() + STRANGER_S if admission.stranger else None
+        self._limits = STRANGER_LIMITS if admission.stranger else service.limits
+        if not admission.stranger:
+            self.on_welcome()
         self._gone = service.admitted(self.peer, self._turn_away)
         if self.over is not None:  # turned away at once
             self._gone()
             return
-        limits = service.limits
         welcome = Welcome(
-            service.budget_bytes, service.streams, limits.body_bytes, limits.payload_bytes, service.reserve_bytes,
+            service.budget_bytes,
+            1 if admission.stranger else service.streams,
+            *self._limits,
+            service.reserve_bytes,
             admission.answer,
         )
         await self._send(stream, frame(0, msgspec.msgpack.encode(welcome), (), limits=DEFAULT_LIMITS))
+
+    async def _let_go(self, why: str) -> None:
+        """Let the last answer arrive (the client goes by itself), then close."""
+        with trio.move_on_after(LINGER_S):
+            await self.ended.wait()
+        self.close(VIOLATION, Refused(why), why)
 
     async def _handle(self, stream: ServerStream, request: Frame) -> None:
         head = request.head
@@ -320,6 +348,8 @@ class ServerLink(Link):
         finally:
             self._running.release()
             self.settle(stream)
+            if self._stranger:
+                self._nursery.start_soon(self._let_go, "a stranger has had its answer")
 
     async def _answer(self, stream: ServerStream, reply: Reply, reserve: int) -> None:
         reply.close()  # descriptors are for the same host: over the network a handler answers with payload
