@@ -237,9 +237,8 @@ async def _begin(
         raise CommandError(f"{data.path} was begun for another pool ({unfinished.cluster[:8]}): choose another.")
     fresh = unfinished or ClusterFile(cluster, secrets.token_hex(16), "", forming=True)
     data.write(fresh)
-    there = len([path for path in data.drives.iterdir() if path.is_dir()])
     try:
-        stores = drives.format_drives(data, files, bytes.fromhex(fresh.cluster), options.drives or there or 1)
+        stores = drives.format_drives(data, files, bytes.fromhex(fresh.cluster), options.drives, default=1)
     except (ClusterError, OSError) as error:
         raise CommandError(f"the drives cannot be made: {error}") from None
     for store in stores:
