@@ -192,11 +192,11 @@ class ClusterIdentity:
         else:
             self.member.adopt(own)
 
-    async def dial(self, rest: str) -> Connection:
+    async def dial(self, rest: str, member: bytes = b"") -> Connection:
         """For a Dialer: to a node at HOST:PORT."""
         if self.member is None:
             raise Unavailable("this process has no key of the cluster yet")
-        return await self.member.dial(rest)
+        return await self.member.dial(rest, member)
 
     async def _enter(
         self, public: bytes, name: str, roles: tuple[str, ...], rights: int, pools: tuple[int, ...], generation: int
