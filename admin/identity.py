@@ -111,7 +111,10 @@ class ClusterIdentity:
         if waiting is None and (self._folder / "waiting.db").exists():
             waiting = WaitingRows(self._folder / "waiting.db")
         if isinstance(waiting, WaitingRows) and self._rows:
-            await waiting.move(rows)
+            try:
+                await waiting.move(rows)
+            except MetadataError as error:  # the next start tries again; the pool is needed more
+                log.error("members and tokens from before the pool was formed are not all entered: %s", error)
             await self._load_revocations()
         server.issue_grant, server.issue_guest_grant = self.issue_grant, self.issue_guest_grant
         server.on_session_gone = lambda session: self._ended(session)
