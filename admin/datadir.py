@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from trivium.admin.errors import CommandError, of_os_error
@@ -39,6 +39,7 @@ class ClusterFile:
     profile: str  # "4+2"
     forming: bool
     format: int = FORMAT
+    made: dict[str, str] = field(default_factory=dict)  # by the first start: directory of drives/ -> its drive's id
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +110,8 @@ class DataDir:
                 "upgrade this program; nothing was touched."
             )
         try:
-            return ClusterFile(**{name: fields[name] for name in ("cluster", "node", "profile", "forming", "format")})
+            known = {name: fields[name] for name in ("cluster", "node", "profile", "forming", "format")}
+            return ClusterFile(**known, made=fields.get("made", {}))
         except KeyError as error:
             raise CommandError(f"{self.cluster_file} lacks {error}. Restore it, or choose another --data.") from None
 
@@ -142,7 +144,8 @@ class DataDir:
             directory.mkdir(mode=mode, parents=True, exist_ok=True)
         self.drives.mkdir(mode=0o700, exist_ok=True)
         (self.run / "sessions").mkdir(mode=0o700, exist_ok=True)
-        fresh = ClusterFile(self._cluster_of_keys(), secrets.token_hex(16), profile, forming=True)
+        made = old.made if old is not None else {}
+        fresh = ClusterFile(self._cluster_of_keys(), secrets.token_hex(16), profile, forming=True, made=made)
         self.write(fresh)
         return fresh
 
@@ -159,7 +162,8 @@ class DataDir:
 
     def formed(self, cluster: ClusterFile) -> ClusterFile:
         """The pool exists: clear `forming`."""
-        done = replace(cluster, forming=False)
+        written = self.read()
+        done = replace(cluster, forming=False, made=written.made if written is not None else cluster.made)
         self.write(done)
         return done
 
@@ -169,7 +173,17 @@ class DataDir:
             raise CommandError(f"{self.path} is not empty ({left[0]}) and holds no pool: choose an empty --data.")
 
     def foreign_entries(self) -> list[str]:
-        """What is in the directory that a first start did not make (an interrupted start leaves its own behind)."""
+        """What is in the directory that a first start did not make (an interrupted start leaves its own behind), but
+        for empty directories of drives/: disks are mounted there before the first start."""
         ours = {"cluster.new", "keys", "metadata", "run", "drives", "lost+found"}
         found = sorted(set(os.listdir(self.path)) - ours)
-        return found + [f"drives/{name}" for name in sorted(os.listdir(self.drives))] if self.drives.is_dir() else found
+        mounted = sorted(self.drives.iterdir()) if self.drives.is_dir() else []
+        return found + [f"drives/{path.name}" for path in mounted if not is_empty(path)]
+
+
+def is_empty(path: Path) -> bool:
+    """Whether this is a directory without anything, or a file system without anything."""
+    try:
+        return set(os.listdir(path)) <= {"lost+found"}
+    except OSError:
+        return False

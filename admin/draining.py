@@ -25,6 +25,7 @@ from trivium.metadata import drain
 from trivium.metadata.drain import Drainer, Named
 from trivium.metadata.heal import Rebuilder
 from trivium.metadata.messages import MetadataError
+from trivium.metadata.moving import Moving
 from trivium.metadata.sessions import Session
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ class Left:
 class Draining:
     """Runs all drains. `changed()` looks at once."""
 
-    def __init__(self, leader: Leader, mover: Rebuilder) -> None:
+    def __init__(self, leader: Leader, mover: Rebuilder, moving: Moving) -> None:
         self._leader = leader
         self.drainer = Drainer(
             leader.server.writer,
@@ -114,6 +115,7 @@ class Draining:
             mover,
             cluster_map=lambda: leader.server.map,
             usable=leader.substrate.watch.usable,
+            moving=moving,
         )
         self._puts: dict[bytes, PutsBefore] = {}
         self._most: dict[bytes, int] = {}  # chunks to move when the drain was first looked at

@@ -111,7 +111,10 @@ class ClusterIdentity:
         if waiting is None and (self._folder / "waiting.db").exists():
             waiting = WaitingRows(self._folder / "waiting.db")
         if isinstance(waiting, WaitingRows) and self._rows:
-            await waiting.move(rows)
+            try:
+                await waiting.move(rows)
+            except MetadataError as error:  # the next start tries again; the pool is needed more
+                log.error("members and tokens from before the pool was formed are not all entered: %s", error)
             await self._load_revocations()
         server.issue_grant, server.issue_guest_grant = self.issue_grant, self.issue_guest_grant
         server.on_session_gone = lambda session: self._ended(session)
@@ -196,11 +199,11 @@ class ClusterIdentity:
         else:
             self.member.adopt(own)
 
-    async def dial(self, rest: str) -> Connection:
+    async def dial(self, rest: str, member: bytes = b"") -> Connection:
         """For a Dialer: to a node at HOST:PORT."""
         if self.member is None:
             raise Unavailable("this process has no key of the cluster yet")
-        return await self.member.dial(rest)
+        return await self.member.dial(rest, member)
 
     async def _enter(
         self, public: bytes, name: str, roles: tuple[str, ...], rights: int, pools: tuple[int, ...], generation: int

@@ -8,7 +8,9 @@ Invariants
 2. The leader believes what it is told by whoever answers at the addresses as that node, not what the joiner says.
 3. A drive that the map has under another node is not taken over here, and a removed one never comes back.
 4. A node that has once joined over a connection with a key joins with this key only (or by the Unix socket), until the
-   key is revoked.
+   key is revoked. One that has none gets one by the Unix socket only, where the socket's mode says who may.
+5. A node that answers at its present addresses is not moved to others: of two copies of a node the second is refused.
+6. Unix paths are dialled for who came by the Unix socket only.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from trivium.cluster import rootplan
 from trivium.cluster.errors import ClusterError
 from trivium.cluster.identity.keys import member_id
 from trivium.cluster.model import ClusterMap, DriveRow, NodeRow, PoolRow, Root
-from trivium.cluster.transport.dial import Dialer, who
+from trivium.cluster.transport.dial import UNIX, Dialer, who
 from trivium.cluster.wire import NodeReport
 from trivium.metadata import maprows
 from trivium.metadata.messages import MetadataError
@@ -47,13 +49,62 @@ class Joiner(msgspec.Struct, frozen=True):
     name: str
     addresses: list[str]
     domain: str
-    public_key: bytes = b""  # that its connection was let in with; empty: it came by the Unix socket
+    public_key: bytes = b""  # that its connection was let in with; by the Unix socket: that it says it has
+    local: bool = False  # it came by the Unix socket (the door says so, not the joiner)
 
 
-async def ask_back(dialer: Dialer, joiner: Joiner) -> NodeReport:
-    """What answers at the joiner's addresses as this node. MetadataError when nobody does."""
+def key_of(joiner: Joiner, old: NodeRow | None, revoked: Container[bytes] = ()) -> bytes:
+    """The key that the node has from now on. MetadataError when the joiner may not be this node."""
+    if old is None:
+        return joiner.public_key
+    key, said = old.public_key, joiner.public_key
+    if not key and said and not joiner.local:
+        raise MetadataError(
+            "EACCES",
+            f"node {old.name} has joined by the metadata server's Unix socket, without a key: start it once on that "
+            "host with --connect DIR (the metadata server's directory), which gives its key to the map",
+        )
+    if key and member_id(key) in revoked:
+        key = b""
+    if key and said and key != said:
+        raise MetadataError(
+            "EACCES",
+            f"node {joiner.name} has joined with another key before, which still counts: if that key is lost, revoke "
+            f"it (trivium cluster revoke {member_id(key).hex()[:12]})",
+        )
+    return key or said
+
+
+def _dialled(joiner: Joiner, addresses: Iterable[str]) -> list[str]:
+    return [address for address in addresses if joiner.local or not address.startswith(f"{UNIX}:")]
+
+
+async def refuse_second(dialer: Dialer, joiner: Joiner, old: NodeRow | None, report: NodeReport) -> None:
+    """MetadataError when the node runs where the map says, and the joiner, elsewhere, is another process."""
+    if old is None:
+        return
+    member = member_id(old.public_key) if old.public_key else b""
+    for address in _dialled(joiner, (one for one in old.addresses if one not in joiner.addresses)):
+        try:
+            connection = await dialer.node(joiner.node, (address,), member)
+            try:
+                found = await who(connection)
+            finally:
+                await connection.aclose()
+        except ClusterError:
+            continue
+        if found.process != report.process:
+            raise MetadataError(
+                "EEXIST",
+                f"node {old.name} is running at {address}: what wants to join has a copy of its directory. Stop one of "
+                "them; another host becomes a node with an empty --data of its own",
+            )
+
+
+async def ask_back(dialer: Dialer, joiner: Joiner, key: bytes = b"") -> NodeReport:
+    """What answers at the joiner's addresses as this node, with this key. MetadataError when nobody does."""
     try:
-        connection = await dialer.node(joiner.node, joiner.addresses)
+        connection = await dialer.node(joiner.node, _dialled(joiner, joiner.addresses), member_id(key) if key else b"")
         try:
             return await who(connection, drives=True)
         finally:
@@ -67,15 +118,7 @@ def rows_of(
 ) -> tuple[NodeRow, list[DriveRow]]:
     """The node's row, and those of its drives that are new or have moved to another domain. `revoked`: members."""
     known = {row.id: row for row in cluster_map.drives}
-    key = next((row.public_key for row in cluster_map.nodes if row.id == joiner.node), b"")
-    if key and member_id(key) in revoked:
-        key = b""
-    if key and joiner.public_key and key != joiner.public_key:
-        raise MetadataError(
-            "EACCES",
-            f"node {joiner.name} has joined with another key before, which still counts: if that key is lost, revoke "
-            f"it (trivium cluster revoke {member_id(key).hex()[:12]})",
-        )
+    key = key_of(joiner, _row_of(cluster_map, joiner.node), revoked)
     rows = []
     names = {row.name for row in cluster_map.drives if row.reason != "removed"}
     for drive in sorted(report.drives, key=lambda drive: drive.path):
@@ -92,7 +135,11 @@ def rows_of(
             log.warning("node %s has drive %s, which is another node's: not taken over", joiner.name, old.name)
         elif old is not None and old.reason != "removed" and old.domain != joiner.domain:
             rows.append(msgspec.structs.replace(old, domain=joiner.domain))
-    return NodeRow(joiner.node, joiner.name, tuple(joiner.addresses), key or joiner.public_key), rows
+    return NodeRow(joiner.node, joiner.name, tuple(joiner.addresses), key), rows
+
+
+def _row_of(cluster_map: ClusterMap, node: bytes) -> NodeRow | None:
+    return next((row for row in cluster_map.nodes if row.id == node), None)
 
 
 class Joining:
@@ -112,9 +159,13 @@ class Joining:
         joiner = msgspec.convert(arguments, Joiner)
         leader, substrate = self._leader, self._leader.substrate
         async with self._lock:
-            report = await ask_back(substrate.dialer, joiner)
+            if joiner.node == substrate.node_id:
+                raise MetadataError("EEXIST", "this is the metadata server's own node: choose another --data")
+            revoked, old = leader.identity.trust.revoked, _row_of(leader.server.map, joiner.node)
+            report = await ask_back(substrate.dialer, joiner, key_of(joiner, old, revoked))
+            await refuse_second(substrate.dialer, joiner, old, report)
             cluster_map: ClusterMap = leader.server.map
-            node, drives = rows_of(joiner, report, cluster_map, leader.identity.trust.revoked)
+            node, drives = rows_of(joiner, report, cluster_map, revoked)
 
             def execute(tx: Tx) -> None:
                 maprows.put_node(tx, node)
@@ -177,9 +228,13 @@ class Gathering:
     async def join(self, arguments: dict[str, Any]) -> Any:
         joiner = msgspec.convert(arguments, Joiner)
         async with self._lock:
-            report = await ask_back(self._dialer, joiner)
+            old = self._joined[joiner.node][0] if joiner.node in self._joined else None
+            key = key_of(joiner, old)
+            report = await ask_back(self._dialer, joiner, key)
+            await refuse_second(self._dialer, joiner, old, report)
             self._joined.pop(joiner.node, None)
-            self._joined[joiner.node] = found = rows_of(joiner, report, self.map(()))
+            node, drives = rows_of(joiner, report, self.map(()))
+            self._joined[joiner.node] = found = msgspec.structs.replace(node, public_key=key), drives
         self.changed.set()
         return {"drives": [row.name for row in found[1]], "forming": True}
 

@@ -4,7 +4,7 @@
 
 Invariants:
 1. The rules are those of metadata/members.py, on the same tables: a row is durable before a certificate is answered.
-2. Rows enter the database as operations that may be repeated; the file goes only afterwards.
+2. Rows enter the database one by one, those that are there already not again; the file goes only afterwards.
 """
 
 from __future__ import annotations
@@ -57,11 +57,13 @@ class WaitingRows:
     async def move(self, to: Rows) -> int:
         """Enter everything into the database that there is now, then be gone. Answers how many members there were."""
         members: tuple[said.MemberInfo, ...] = await self.ask(said.ListMembers())
+        entered = {row.id: row.revoked for row in await to.ask(said.ListMembers())}  # by a try that did not end
         for row in members:
-            await to.call(
-                said.EnrolMember(row.name, row.public_key, row.roles, row.rights, row.pools, row.generation)
-            )
-            if row.revoked:
+            if row.id not in entered:
+                await to.call(
+                    said.EnrolMember(row.name, row.public_key, row.roles, row.rights, row.pools, row.generation)
+                )
+            if row.revoked and not entered.get(row.id):
                 await to.call(said.RevokeMember(row.id))
         there = {token.id for token in await to.ask(said.ListTokens())}
         hashes = dict(self._db.execute("SELECT id, hash FROM join_tokens"))

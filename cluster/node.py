@@ -7,6 +7,7 @@ executor. The handler answers, or raises a ClusterError; anything else is logged
 from __future__ import annotations
 
 import logging
+import secrets
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -48,6 +49,7 @@ class Node:
         """`make_path` turns the path of a FormatDrive into an absolute one; `absent` are drives that this node should
         have but could not open (state "missing"), reported until they are closed."""
         self.node_id = node_id
+        self.process = secrets.token_bytes(8)
         self._stores = {store.drive: store for store in stores}
         self._inside: dict[bytes, int] = {}  # calls that run on a drive's descriptors
         self._left = trio.Event()  # replaced each time that somebody leaves
@@ -204,10 +206,10 @@ class Node:
         await self._look_again()
         stores = list(self._stores.values())
         if not r.drives:
-            return _reply(wire.NodeReport(self.node_id, ()))
+            return _reply(wire.NodeReport(self.node_id, (), self.process))
         with self._entered(list(self._stores)):
             reports = await self._executor.run(lambda: [store.report() for store in stores])
-        return _reply(wire.NodeReport(self.node_id, (*reports, *self._absent.values())))
+        return _reply(wire.NodeReport(self.node_id, (*reports, *self._absent.values()), self.process))
 
     async def _look_again(self) -> None:
         """A drive that was missing may lie there again (mounted late, plugged in): the same drive is opened as at a

@@ -319,6 +319,7 @@ class Ping(Message, tag="ping", frozen=True):
 class NodeReport(Message, tag="node_report", frozen=True):
     node: bytes
     drives: tuple[DriveReport, ...]
+    process: bytes = b""  # of this run: a copy of the node, running elsewhere, has another
 
 
 class FormatDrive(Message, tag="format", frozen=True):

@@ -10,6 +10,7 @@ Invariants
    new place (a heal may commit with a place still missing; a move may not: its source is intact).
 2. Chunks that lack shards are healed first, by the healer; a chunk is moved only when it is whole.
 3. The transaction that changes the row queues the place that was left, so that no inventory has to find it.
+4. From plan to commit the chunk is in `moving`: the inventory does not take what was written for orphans.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import trio
 from trivium.cluster.errors import ClusterError
 from trivium.cluster.model import ChunkId, ClusterMap, DriveRow, Group, Placed
 from trivium.metadata import chunkrows, heal, queue
+from trivium.metadata.moving import Moving
 from trivium.metadata.tx import Reader, Tx
 from trivium.metadata.volumes import decode_chain
 
@@ -151,10 +153,12 @@ class Drainer:
         *,
         cluster_map: Callable[[], ClusterMap],
         usable: Callable[[], frozenset[bytes]],
+        moving: Moving,
         forget: Callable[[Sequence[ChunkId]], None] = lambda chunks: None,
     ) -> None:
         self._do, self._read, self._mover = transactions.do, read, mover
         self._map, self._usable, self._forget = cluster_map, usable, forget
+        self._moving = moving
         self._wake = trio.Event()
         self.waiting = ""  # why nothing moves
         self.moved = 0
@@ -204,12 +208,13 @@ class Drainer:
                 self.waiting = NO_PLACE
             return False
         try:
-            planned: tuple[Group, int] | None = await self._do(lambda tx: heal.plan(tx, placed, drives))
-            if planned is None:
-                return False
-            target, seq = planned
-            lacking = await self._mover.rebuild(placed, target, seq)
-            moved: bool = await self._do(lambda tx: commit(tx, placed, target, seq, lacking))
+            with self._moving.of(placed.chunk):
+                planned: tuple[Group, int] | None = await self._do(lambda tx: heal.plan(tx, placed, drives))
+                if planned is None:
+                    return False
+                target, seq = planned
+                lacking = await self._mover.rebuild(placed, target, seq)
+                moved: bool = await self._do(lambda tx: commit(tx, placed, target, seq, lacking))
         except ClusterError as error:
             log.warning("chunk %s is not moved yet: %s", placed.chunk, error)
             return False

@@ -31,6 +31,7 @@ from trivium.cluster import placement
 from trivium.cluster.errors import ClusterError
 from trivium.cluster.model import ChunkId, ClusterMap, Group, Placed
 from trivium.metadata import chunkrows, queue, repairqueue
+from trivium.metadata.moving import Moving
 from trivium.metadata.progress import Progress
 from trivium.metadata.tx import Reader, Tx
 
@@ -106,7 +107,7 @@ class Healer:
         self._usable = usable
         self._wake = trio.Event()
         self.progress = Progress()
-        self.moving: set[ChunkId] = set()
+        self.moving = Moving()
         self._forget = forget
         self._failed: set[ChunkId] = set()
         self._failed_since = 0.0
@@ -222,19 +223,17 @@ class Healer:
 
     async def relocate(self, placed: Placed, drives: tuple[bytes, ...]) -> bool:
         """Bring a chunk to these drives; False when it is not whole there. What it leaves is queued for collecting."""
-        self.moving.add(placed.chunk)
         try:
-            planned: tuple[Group, int] | None = await self._do(lambda tx: plan(tx, placed, drives))
-            if planned is None:
-                return False
-            target, seq = planned
-            lacking = await self._mover.rebuild(placed, target, seq)
-            missing: int | None = await self._do(lambda tx: commit(tx, placed, target, seq, lacking))
+            with self.moving.of(placed.chunk):
+                planned: tuple[Group, int] | None = await self._do(lambda tx: plan(tx, placed, drives))
+                if planned is None:
+                    return False
+                target, seq = planned
+                lacking = await self._mover.rebuild(placed, target, seq)
+                missing: int | None = await self._do(lambda tx: commit(tx, placed, target, seq, lacking))
         except ClusterError as error:
             log.warning("chunk %s is not healed yet: %s", placed.chunk, error)
             return False
-        finally:
-            self.moving.discard(placed.chunk)
         self._forget((placed.chunk,))
         return missing == 0
 

@@ -9,7 +9,7 @@ Invariants:
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Container, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -68,7 +68,7 @@ def named_places(reader: Reader, drive: bytes) -> set[Place]:
     return places
 
 
-async def collect_orphans(do: Do, found: Survey, moving: Collection[ChunkId] = ()) -> int:
+async def collect_orphans(do: Do, found: Survey, moving: Container[ChunkId] = ()) -> int:
     """Queue files that nobody names and nobody will; answers how many. `moving`: chunks with a plan under way, whose
     new places no row names yet; looked at inside the transaction, after which a plan only can begin."""
 

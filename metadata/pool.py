@@ -22,7 +22,7 @@ from trivium.cluster.chunks import Chunks
 from trivium.cluster.clock import Executor, SystemClock, ThreadExecutor
 from trivium.cluster.errors import Unavailable
 from trivium.cluster.router import Router
-from trivium.cluster.transport.dial import addresses_of
+from trivium.cluster.transport.dial import addresses_of, member_of
 from trivium.cluster.transport.interface import Connection
 from trivium.metadata.client import MetadataClient, OnRecall
 from trivium.metadata.reach import Reach, Way
@@ -71,7 +71,7 @@ async def connect_pool(
     metadata.on_grant, metadata.on_key, way.be_guest = way.granted, way.heard_of_key, metadata.be_guest
 
     async def connect_node(node: bytes) -> Connection:
-        return await way.dialer.node(node, addresses_of(metadata.map(), node))
+        return await way.dialer.node(node, addresses_of(metadata.map(), node), member_of(metadata.map(), node))
 
     nodes = Router(connect_node)
     metadata.on_map = nodes.update

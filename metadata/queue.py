@@ -5,6 +5,8 @@ Invariants:
    from then on a commit that names it is refused (chunkrows).
 2. A row stays until each of its drives has confirmed the delete or is removed from the map.
 3. The deletes carry the row's seq: a node refuses them for a shard planned later.
+4. Queueing a file of a living chunk ends the plans that are under way for it: a plan that was made before could have
+   written that very file, and its commit would name what this row's delete takes away.
 """
 
 from __future__ import annotations
@@ -73,6 +75,13 @@ def add_chunk(tx: Tx, chunk: ChunkId, *, given_up: bool = False) -> bool:
 
 def add_orphan(tx: Tx, chunk: ChunkId, index: int, drive: bytes) -> bool:
     """Queue one file that an inventory found, if no row puts that index there and no put is still to."""
+    queued = _add_orphan(tx, chunk, index, drive)
+    if queued:
+        tx.run("UPDATE chunks SET plan_seq = ? WHERE session = ? AND counter = ?", tx.seq, *_key(chunk))
+    return queued
+
+
+def _add_orphan(tx: Tx, chunk: ChunkId, index: int, drive: bytes) -> bool:
     row = tx.one(
         "SELECT g.drives FROM chunks c JOIN groups g ON g.id = c.group_id WHERE c.session = ? AND c.counter = ?",
         *(chunk.session, chunk.counter),

@@ -147,7 +147,7 @@ class Way:
         self._next += 1
         return self._member.metadata(address)
 
-    async def _node(self, rest: str) -> Connection:
+    async def _node(self, rest: str, member: bytes = b"") -> Connection:
         async with self._introducing:
             if self._member is None:
                 self._member = await self._introduce(PrivateKey.generate())
@@ -157,7 +157,7 @@ class Way:
                 await self._have_grant.wait()
             if not self._have_grant.is_set():
                 raise Unavailable("the metadata server has given no grant for nodes on other hosts yet")
-        return await self._member.dial(rest)
+        return await self._member.dial(rest, member)
 
     async def _introduce(self, key: PrivateKey) -> Member:
         """By the socket this process is somebody without a key; nodes on other hosts want to see one."""

@@ -164,14 +164,15 @@ def _check_command(access: Access, command: str) -> None:
 
 
 def command_of(peer: Peer, request: messages.Admin) -> dict[str, Any]:
-    """A command's arguments, if the peer may give it; a node's with its public key. MetadataError."""
+    """A command's arguments, if the peer may give it; a node's with its public key, or that it is of this host.
+    MetadataError."""
     access = access_of(peer)
     if access is None:
-        return request.arguments
+        return request.arguments | ({"local": True} if request.command in NODE_COMMANDS else {})
     try:
         _check_command(access, request.command)
         if request.command not in NODE_COMMANDS:
             return request.arguments
-        return request.arguments | {"public_key": access.holder().public}
+        return request.arguments | {"public_key": access.holder().public, "local": False}
     except NotAdmitted as error:
         raise MetadataError("EACCES", str(error)) from None

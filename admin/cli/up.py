@@ -63,7 +63,8 @@ def _group(_ctx: click.Context, _param: click.Parameter, value: str | None) -> s
     "--drives",
     type=click.IntRange(1, 64),
     default=None,
-    help="Drive directories DIR/drives/d0 ... to make at the first start; a larger number later adds [default: 6].",
+    help="Drive directories DIR/drives/d0 ... to make at the first start; a larger number later adds [default: those "
+    "that are there, else 6].",
 )
 @click.option(
     "--profile",

@@ -1,6 +1,8 @@
 """Opens the drives of a data directory: what is there is opened, what is missing is named, nothing is made anew.
 
-First start: DIR/drives/d0 ... are formatted and the map is drawn up from them. Later starts: every drive that the
+First start: the directories of DIR/drives (disks are mounted there), or new ones d0 ..., are formatted and the map is
+drawn up from them. Their ids are in DIR/cluster before: an interrupted first start clears and formats only what it has
+made itself, and what is empty. Later starts: every drive that the
 newest reachable root's map names for this node is opened at its path; a path that has no drive, another cluster's
 drive or a drive of another id is reported "missing" with the reason, and the pool starts degraded. A drive is known by
 its id, wherever under drives/ it lies; of a drive that lies there twice only the one at its own path is used.
@@ -9,16 +11,18 @@ its id, wherever under drives/ it lies; of a drive that lies there twice only th
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import platform
 import secrets
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from trivium.admin.datadir import DataDir
 from trivium.admin.errors import CommandError
+from trivium.cluster import rootfile
 from trivium.cluster.errors import ClusterError, Corrupt, InUse, NotFound, Refused
 from trivium.cluster.files import FileOps
 from trivium.cluster.model import ClusterMap, DriveRow, NodeRow, PoolRow, Root
@@ -53,28 +57,56 @@ def relative(data: DataDir, path: str) -> str:
     return str(inside.relative_to(data.path)) if inside.is_relative_to(data.path) else path
 
 
-def format_drives(data: DataDir, files: FileOps, cluster: bytes, count: int, *, keep: bool = False) -> list[Store]:
-    """Make and open d0 ... of a new pool. A first start that was interrupted left nothing that counts: start over.
-    `keep`: nodes are formed into a pool with these drives, and may have a root already that names them: what is a drive
-    of this cluster stays the one that it is."""
+def format_drives(
+    data: DataDir, files: FileOps, cluster: bytes, count: int | None, *, default: int = 0, keep: bool = False
+) -> list[Store]:
+    """Make and open the drives of a new pool: `count`, else those that there are directories for, else `default`. A
+    first start that was interrupted left nothing that counts: start over. `keep`: nodes are formed into a pool with
+    these drives, and may have a root already that names them: what is a drive of this cluster stays the one that it
+    is."""
+    begun = data.read()
+    assert begun is not None, "the cluster file is written first"
+    names = _names(data, begun.made, count, default)
+    made = begun.made | {name: secrets.token_hex(16) for name in names if name not in begun.made}
+    data.write(replace(begun, made=made))  # before there is any: what else is found later was not made here
     stores = []
-    for number in range(count):
-        path = data.drives / f"d{number}"
+    for name in names:
+        path = data.drives / name
         if keep:
             with contextlib.suppress(NotFound, Corrupt, Refused):
                 stores.append(Store.open(files, str(path), cluster=cluster))
                 continue
         if path.exists():
-            _remove_unfinished(path)
-        Store.format(files, str(path), cluster=cluster, drive=secrets.token_bytes(16))
+            _remove_unfinished(path, bytes.fromhex(made[name]))
+        Store.format(files, str(path), cluster=cluster, drive=bytes.fromhex(made[name]))
         stores.append(Store.open(files, str(path), cluster=cluster))
     return stores
 
 
-def _remove_unfinished(path: Path) -> None:
-    """What an interrupted first start of this directory made; anything else stays and the start is refused."""
+def mounted(data: DataDir) -> set[str]:
+    """The directories of drives/."""
+    return {path.name for path in data.drives.iterdir() if path.is_dir()} if data.drives.is_dir() else set()
+
+
+def _names(data: DataDir, made: dict[str, str], count: int | None, default: int) -> list[str]:
+    names = sorted(mounted(data) | set(made), key=lambda name: (len(name), name))
+    wanted = count if count is not None else (len(names) or default)
+    numbered = (f"d{number}" for number in itertools.count())
+    names += itertools.islice((name for name in numbered if name not in names), max(0, wanted - len(names)))
+    return names[:wanted]
+
+
+def _remove_unfinished(path: Path, drive: bytes) -> None:
+    """What an interrupted first start of this directory made; anything else stays and the start is refused. `drive`:
+    the id that it gave."""
     import shutil
 
+    if (found := _drive_at(path)) != drive and (found is not None or _has_data(path)):
+        what = f"drive {found.hex()[:8]} of a pool" if found else "data of a drive whose root file cannot be read"
+        raise CommandError(
+            f"{path} has {what} already: a new pool or node needs empty disks, and nothing was touched. Unmount it; a "
+            "drive that is to go on in its pool belongs into the data directory that it comes from."
+        )
     ours = {"root", "chunks", "log", "tmp", "quarantine", "ballast", "spare", "holder"}
     foreign = sorted(set(os.listdir(path)) - ours - {"lost+found"})
     if foreign:
@@ -82,6 +114,21 @@ def _remove_unfinished(path: Path) -> None:
     for name in ours & set(os.listdir(path)):
         inside = path / name
         shutil.rmtree(inside) if inside.is_dir() else inside.unlink()
+
+
+def _drive_at(path: Path) -> bytes | None:
+    """The id of the drive that lies there."""
+    try:
+        return rootfile.parse_head((path / "root").read_bytes()).drive
+    except (OSError, Corrupt):
+        return None
+    except Refused as error:
+        raise CommandError(f"{path} has {error}: nothing was touched. Unmount it.") from None
+
+
+def _has_data(path: Path) -> bool:
+    folders = (path / name for name in ("chunks", "log", "quarantine"))
+    return any(names for folder in folders for _, _, names in os.walk(folder))
 
 
 def first_map(data: DataDir, stores: Iterable[Store], node: bytes, profile: tuple[int, int]) -> ClusterMap:

@@ -377,11 +377,13 @@ class Leader:
         return value
 
     async def announce(self, addresses: tuple[str, ...]) -> None:
-        """Where this process's own drives are reached from other hosts, in the map."""
+        """Where this process's own drives are reached from other hosts, and by what key it is known, in the map."""
+        own = self.identity.own
         for row in self.server.map.nodes:
             if row.id == self.substrate.node_id:
                 unix = tuple(address for address in row.addresses if address.startswith("unix:"))
-                wanted = msgspec.structs.replace(row, addresses=(*unix, *addresses))
+                key = own.key.public.raw if own is not None else row.public_key
+                wanted = msgspec.structs.replace(row, addresses=(*unix, *addresses), public_key=key)
                 if row != wanted:
                     await self.change_map(partial(maprows.put_node, row=wanted))
 

@@ -149,7 +149,7 @@ async def _serve(options: NodeOptions, ready: Ready) -> None:
             if member is not None:
                 nursery.start_soon(_keep_certified, options, door, member, clock)
             joined = trio.Event()
-            nursery.start_soon(_join, options, node, addresses, joined)
+            nursery.start_soon(_join, options, node, addresses, own, joined)
             if fresh:
                 await joined.wait()
             log.info("node %s serves %d drives on %s", options.called, len(opened.stores), ", ".join(addresses))
@@ -237,9 +237,8 @@ async def _begin(
         raise CommandError(f"{data.path} was begun for another pool ({unfinished.cluster[:8]}): choose another.")
     fresh = unfinished or ClusterFile(cluster, secrets.token_hex(16), "", forming=True)
     data.write(fresh)
-    there = len([path for path in data.drives.iterdir() if path.is_dir()])
     try:
-        stores = drives.format_drives(data, files, bytes.fromhex(fresh.cluster), options.drives or there or 1)
+        stores = drives.format_drives(data, files, bytes.fromhex(fresh.cluster), options.drives, default=1)
     except (ClusterError, OSError) as error:
         raise CommandError(f"the drives cannot be made: {error}") from None
     for store in stores:
@@ -247,13 +246,16 @@ async def _begin(
     return data.formed(fresh)
 
 
-async def _join(options: NodeOptions, node: Node, addresses: list[str], joined: trio.Event) -> None:
+async def _join(
+    options: NodeOptions, node: Node, addresses: list[str], own: Identity | None, joined: trio.Event
+) -> None:
     """Say where this node is. Drives that lie elsewhere than in DIR/drives are known only to the map: open them too."""
     said = {
         "node": node.node_id,
         "name": options.called,
         "addresses": addresses,
         "domain": options.domain or f"default/{options.called}",
+        "public_key": own.key.public.raw if own is not None else b"",  # by the Unix socket there is nobody else to say
     }
     while (answer := await _until_answered(options, joining.JOIN, said))["forming"]:
         joined.set()  # and asked again: a metadata server that stops before the pool is formed remembers nobody

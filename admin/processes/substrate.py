@@ -16,7 +16,7 @@ from trivium.cluster.liveness import T_S
 from trivium.cluster.model import ClusterMap
 from trivium.cluster.node import Node
 from trivium.cluster.router import Router
-from trivium.cluster.transport.dial import Dialer, addresses_of
+from trivium.cluster.transport.dial import Dialer, addresses_of, member_of
 from trivium.cluster.transport.interface import Connection
 from trivium.cluster.transport.memory import MemoryServer
 
@@ -91,4 +91,4 @@ class Substrate:
         if node == self.node_id:
             return self.memory.connect()
         addresses = dict.fromkeys((*addresses_of(self.map, node), *self.hints.get(node, ())))
-        return await self.dialer.node(node, tuple(addresses))
+        return await self.dialer.node(node, tuple(addresses), member_of(self.map, node))

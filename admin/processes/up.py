@@ -140,7 +140,7 @@ def _take_directory(options: UpOptions) -> tuple[ClusterFile, LifeLock]:
                 directory.mkdir(mode=0o700, exist_ok=True)
             return cluster, lock
         k, m = options.profile or (4, 2)
-        if (options.drives or drives.DEFAULT_DRIVES) < (2 if m else 1):
+        if (options.drives or len(drives.mounted(data)) or drives.DEFAULT_DRIVES) < (2 if m else 1):
             raise CommandError(f"{k}+{m} needs more than one drive: give --drives {k + m} or more.")
         return data.begin(f"{k}+{m}"), lock
     except BaseException:
@@ -163,7 +163,8 @@ def _open_substrate(options: UpOptions, cluster: ClusterFile) -> Substrate:
     try:
         if cluster.forming:
             k, m = (int(part) for part in cluster.profile.split("+"))
-            stores = drives.format_drives(options.data, files, identity, options.drives or drives.DEFAULT_DRIVES)
+            default = drives.DEFAULT_DRIVES
+            stores = drives.format_drives(options.data, files, identity, options.drives, default=default)
             opened = drives.Opened(stores)
             first = drives.first_map(options.data, stores, node, (k, m))
         else:

@@ -97,7 +97,7 @@ class Upkeep:
             cluster_map=lambda: leader.server.map,
             usable=substrate.watch.usable,
         )
-        self.draining = Draining(leader, mover)
+        self.draining = Draining(leader, mover, self.healer.moving)
         self.volume_logs = VolumeLogs(leader)
         self.auto_out = AutoOut(leader)
         self.slow_drives = SlowDrives(leader)

@@ -6,7 +6,7 @@
 
 Invariants:
 1. Nothing is sent to a server before its certificate is signed by a key of the cluster that is trusted here, and names
-   the wanted role; a connection to a node stays with the member that it first met.
+   the wanted role; a connection to a node stays with the member whose key the map has, else that it first met.
 2. A peer that was let in is in `connections` until its connection is gone.
 """
 
@@ -81,10 +81,10 @@ class Member:
         """A way to the metadata server at `address` (quic:HOST:PORT)."""
         return QuicConnection(address, self._believes(Role.METADATA), engine=self.engine, hello=self._hello())
 
-    async def dial(self, rest: str) -> Connection:
-        """For a Dialer: a way to the node at HOST:PORT."""
+    async def dial(self, rest: str, member: bytes = b"") -> Connection:
+        """For a Dialer: a way to the node at HOST:PORT. `member`: whose key it has, when that is known."""
         await trio.lowlevel.checkpoint()
-        check = _same_member(self._believes(Role.NODE))
+        check = _same_member(self._believes(Role.NODE), member)
         found = QuicConnection(SCHEME + rest, check, engine=self.engine, hello=self._hello(with_grant=True))
         self._nodes.add(found)
         return found
@@ -163,9 +163,8 @@ def stranger(address: str, token: JoinToken, key: PrivateKey, engine: str | None
     return QuicConnection(address, check, engine=engine, hello=said)
 
 
-def _same_member(check: Callable[[bytes], bytes]) -> ServerCheck:
-    """A node's address may go to another node: this connection does not follow it there."""
-    first = b""
+def _same_member(check: Callable[[bytes], bytes], first: bytes = b"") -> ServerCheck:
+    """A node's address may go to another node: this connection does not follow it there. `first`: who is meant."""
 
     def same(der: bytes) -> None:
         nonlocal first

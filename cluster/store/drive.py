@@ -197,7 +197,7 @@ def _close_all(files: FileOps, held: dict[str, int]) -> None:
 
 def _require_empty(files: FileOps, top: int, path: str) -> None:
     for name in files.list(top):
-        if name == "ballast":
+        if name in ("ballast", "lost+found"):
             continue
         if name not in FOLDERS:
             raise Refused(f"{path} is not empty (it has {name}): a drive is made in an empty directory only")

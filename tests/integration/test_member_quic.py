@@ -237,6 +237,22 @@ def test_a_connection_does_not_follow_an_address_to_another_node() -> None:
     trio.run(main)
 
 
+def test_a_node_whose_key_the_map_has_is_nobody_else() -> None:
+    async def main() -> None:
+        world = Cluster()
+        _, client = world.member(Role.CLIENT)
+        meant, other = (world.member(Role.NODE)[1] for _ in range(2))
+        async with serving(other) as (server, drives):
+            with pytest.raises(Refused, match="another member of the cluster answers there"):
+                await (await client.dial(rest(server), meant.certificate.member)).request(Service.NODE, PING)
+            assert drives.served == 0
+            way = await client.dial(rest(server), other.certificate.member)
+            await way.request(Service.NODE, PING)
+            await way.aclose()
+
+    trio.run(main)
+
+
 def test_a_members_newer_certificate_is_shown_to_who_comes_next() -> None:
     async def main() -> None:
         world = Cluster()

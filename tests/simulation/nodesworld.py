@@ -148,7 +148,7 @@ class NodesWorld(World):
     def _dialer(self, life: Life) -> Dialer:
         dialer = Dialer()
 
-        async def dial(name: str) -> Connection:
+        async def dial(name: str, member: bytes = b"") -> Connection:
             await trio.lowlevel.checkpoint()
             far = next(one for one in self.far if one.name == name)
             return self.network.connect(lambda: far.server, lambda: bool(life.dead), lambda: far.cut)
