@@ -18,10 +18,12 @@ import trio
 
 from trivium.cluster import wire
 from trivium.cluster.clock import Executor
-from trivium.cluster.errors import ClusterError, Refused, Unavailable
+from trivium.cluster.errors import ClusterError, Corrupt, Refused, Unavailable
 from trivium.cluster.files import FileOps
+from trivium.cluster.identity.access import is_client
 from trivium.cluster.model import BLOCK, Ballot
 from trivium.cluster.store import Store
+from trivium.cluster.store.logs import Logs
 from trivium.cluster.transport.interface import Buffer, Peer, Reply
 from trivium.cluster.wire import DriveReport, NodeAnswer, NodeRequest, Outcome, Service
 
@@ -137,7 +139,10 @@ class Node:
         if r.first_block < 0 or not 0 <= r.blocks * BLOCK <= MAX_READ:
             raise Refused("a read of an impossible range")
         header, data = await self._run(
-            r.drive, lambda s: s.shards.read(r.chunk, r.index, r.first_block, r.blocks, r.with_header)
+            r.drive,
+            lambda s: s.shards.read(
+                r.chunk, r.index, r.first_block, r.blocks, r.with_header, dumps=not is_client(peer)
+            ),
         )
         return _reply(wire.ShardData(len(header)), [header, data])
 
@@ -156,7 +161,8 @@ class Node:
         return await self._one(r.drive, lambda s: s.shards.verify(r.chunk, r.index, r.nonce))
 
     async def _quarantine(self, peer: Peer, r: wire.Quarantine, payload: memoryview) -> Reply:
-        return await self._one(r.drive, lambda s: s.shards.quarantine(r.chunk, r.index))
+        work = _put_aside_if_bad if is_client(peer) else _put_aside
+        return await self._one(r.drive, lambda s: work(s, r))
 
     # ---- logs -----------------------------------------------------------------------------------------------
 
@@ -165,17 +171,17 @@ class Node:
 
     async def _append(self, peer: Peer, request: wire.AppendLogs, payload: memoryview) -> Reply:
         parts = _cut(payload, [a.length for a in request.appends])
-        return await self._side_by_side(request.appends, parts, _append_logs)
+        return await self._side_by_side(request.appends, parts, partial(_append_logs, peer))
 
     async def _seal_log(self, peer: Peer, r: wire.SealLog, payload: memoryview) -> Reply:
-        return _reply(await self._run(r.drive, lambda s: s.logs.seal(r.segment)))
+        return _reply(await self._run(r.drive, lambda s: _logs(peer, s, r.segment).seal(r.segment)))
 
     async def _stat_log(self, peer: Peer, r: wire.StatLog, payload: memoryview) -> Reply:
-        return _reply(await self._run(r.drive, lambda s: s.logs.stat(r.segment)))
+        return _reply(await self._run(r.drive, lambda s: _logs(peer, s, r.segment).stat(r.segment)))
 
     async def _read_log(self, peer: Peer, r: wire.ReadLog, payload: memoryview) -> Reply:
         limit = min(max(r.max_bytes, 1), MAX_READ)
-        state, data = await self._run(r.drive, lambda s: s.logs.read(r.segment, r.from_seq, limit))
+        state, data = await self._run(r.drive, lambda s: _logs(peer, s, r.segment).read(r.segment, r.from_seq, limit))
         return _reply(state, data)
 
     async def _remove_log(self, peer: Peer, r: wire.RemoveLog, payload: memoryview) -> Reply:
@@ -345,9 +351,29 @@ def _write_shards(store: Store, entries: list[tuple[wire.PutShard, memoryview]])
     return _each((lambda p=put, d=data: store.shards.write(p, d)) for put, data in entries)  # type: ignore[misc]
 
 
-def _append_logs(store: Store, entries: list[tuple[wire.AppendLog, memoryview]]) -> list[Result]:
+def _put_aside(store: Store, r: wire.Quarantine) -> None:
+    store.shards.quarantine(r.chunk, r.index)
+
+
+def _put_aside_if_bad(store: Store, r: wire.Quarantine) -> None:
+    """A client's word is not enough."""
+    try:
+        store.shards.verify(r.chunk, r.index)
+    except Corrupt:
+        return _put_aside(store, r)
+    raise Refused(f"shard {r.index} of chunk {r.chunk} is intact: it stays where it is")
+
+
+def _logs(peer: Peer, store: Store, segment: bytes) -> Logs:
+    """The store's logs, if this one is for the peer."""
+    if is_client(peer) and store.logs.get(segment).head.kind == wire.METADATA_LOG:
+        raise Refused("the metadata log is for metadata servers")
+    return store.logs
+
+
+def _append_logs(peer: Peer, store: Store, entries: list[tuple[wire.AppendLog, memoryview]]) -> list[Result]:
     return _each(
-        (lambda a=append, d=data: store.logs.append(a.segment, a.first_seq, d))  # type: ignore[misc]
+        (lambda a=append, d=data: _logs(peer, store, a.segment).append(a.segment, a.first_seq, d))  # type: ignore[misc]
         for append, data in entries
     )
 

@@ -37,7 +37,8 @@ _CRC = struct.Struct("<I")
 _CRC_AT = 14
 _LENGTHS = struct.Struct("<8sHI")
 _NO_CRC = bytes(4)
-PREFIX = _LENGTHS.size  # bytes that header_extent needs
+_KIND_AT = struct.calcsize("<8sHII16sQQ16sBBBB")
+PREFIX = _FIXED.size  # bytes that header_extent and is_dump need
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +135,11 @@ def _build(spec: ShardSpec, index: int, toc: bytes, body: Buffer) -> bytes:
     struct.pack_into(f"<{blocks}I", header, crcs_at, *crcs)
     _CRC.pack_into(header, _CRC_AT, crc32c(header))
     return bytes(header)
+
+
+def is_dump(prefix: Buffer) -> bool:
+    """By the file's first PREFIX bytes, not yet verified."""
+    return len(prefix) > _KIND_AT and prefix[_KIND_AT] == ChunkKind.DUMP
 
 
 def header_extent(prefix: Buffer) -> int:

@@ -176,6 +176,9 @@ class Quarantine(Message, tag="quarantine", frozen=True):
 # ---- logs ---------------------------------------------------------------------------------------------------
 
 
+METADATA_LOG = 1  # LogHead.kind
+
+
 class LogHead(msgspec.Struct, frozen=True, array_like=True):
     """What a log file's head says (RULES.md, Layouts)."""
 

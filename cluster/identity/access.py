@@ -23,8 +23,10 @@ from trivium.cluster.errors import Unavailable
 from trivium.cluster.identity.refusals import NotAdmitted, Reason
 from trivium.cluster.identity.statements import ALL_POOLS, Certificate, Grant, Right, Role
 from trivium.cluster.identity.trust import READS_GO_ON_S, Trust
+from trivium.cluster.transport.interface import Peer
 
 ATTRIBUTE = "access"  # key in Peer.attributes
+RESERVE_MAX = 1  # reserve_class of a client: puts, volume logs
 
 NODE_RIGHTS: dict[str, Right] = {
     "read": Right.READ,
@@ -99,8 +101,8 @@ class Access:
         grant = self._alive(right)
         if not right & grant.rights & certificate.rights:
             raise NotAdmitted(Reason.MISSING_RIGHT, f"{certificate.name} has no right to {_verb(right)}")
-        if tag == "put":
-            _check_puts(body)
+        if tag in ("put", "log_create"):
+            _check_new(body, grant.session)
 
     def _alive(self, right: Right) -> Grant:
         grant = self.grant
@@ -157,13 +159,26 @@ def tag_of(body: bytes) -> str:
     return found[0] if isinstance(found, list) and found and isinstance(found[0], str) else ""
 
 
-def _check_puts(body: bytes) -> None:
+def is_client(peer: Peer) -> bool:
+    """From elsewhere and no metadata server: dumps and the metadata log, which hold secrets, are not for it."""
+    access = peer.attributes.get(ATTRIBUTE)
+    return isinstance(access, Access) and not access.leads
+
+
+def _check_new(body: bytes, session: int) -> None:
     try:
         request = wire.decode_node_request(body)
     except (msgspec.MsgspecError, ValueError, RecursionError):
         raise NotAdmitted(Reason.MALFORMED, "this is no message to a node") from None
-    if isinstance(request, wire.PutShards) and any(put.replace or put.reserve_class > 1 for put in request.puts):
-        raise NotAdmitted(Reason.MISSING_RIGHT, "only metadata servers heal shards or use their reserve")
+    if isinstance(request, wire.PutShards):
+        if any(put.replace or put.reserve_class > RESERVE_MAX for put in request.puts):
+            raise NotAdmitted(Reason.MISSING_RIGHT, "only metadata servers heal shards or use their reserve")
+        if any(put.chunk.session != session for put in request.puts):  # a session that is new: its grant is on its way
+            raise Unavailable(f"the grant is of session {session:016x}, the shards are of another one")
+    if isinstance(request, wire.CreateLog) and (
+        request.head.kind == wire.METADATA_LOG or request.reserve_class > RESERVE_MAX
+    ):
+        raise NotAdmitted(Reason.MISSING_RIGHT, "only metadata servers make their log or use their reserve")
 
 
 def _verb(right: Right) -> str:

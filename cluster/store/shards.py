@@ -159,7 +159,9 @@ class Shards:
         with self._health.reading(f"shard {index} of chunk {chunk}"):
             return self._files.open(self._chunks, shard_name(chunk, index))
 
-    def read(self, chunk: ChunkId, index: int, first: int, blocks: int, with_header: bool) -> tuple[bytes, bytes]:
+    def read(
+        self, chunk: ChunkId, index: int, first: int, blocks: int, with_header: bool, *, dumps: bool = True
+    ) -> tuple[bytes, bytes]:
         """(padded header or b"", the bytes of `blocks` blocks from `first`, fewer at the end). Not verified here:
         the reader does that, with the header."""
         _require_id(chunk, index)
@@ -169,6 +171,8 @@ class Shards:
                 guess = SHARD_ALIGN + (blocks * BLOCK if first == 0 else 0)
                 start = self._files.read(fd, guess if with_header or first == 0 else shardfile.PREFIX, 0)
                 size = shardfile.header_extent(start)
+                if not dumps and shardfile.is_dump(start):
+                    raise Refused(f"chunk {chunk} is of a metadata dump: those are for metadata servers")
                 if size > len(start) and with_header:
                     start = self._files.read(fd, size + (blocks * BLOCK if first == 0 else 0), 0)
                 header = start[:size] if with_header else b""

@@ -27,7 +27,10 @@ from trivium.cluster.transport.quic import QuicServer
 from trivium.cluster.wire import Service
 
 PING = wire.encode_node_request(wire.Ping())
-PUT = wire.encode_node_request(wire.PutShards((wire.PutShard(b"d" * 16, ChunkId(1, 1), 0, 4096),)))
+PUT, PUT_OF_8, PUT_OF_9 = (
+    wire.encode_node_request(wire.PutShards((wire.PutShard(b"d" * 16, ChunkId(session, 1), 0, 4096),)))
+    for session in (7, 8, 9)
+)
 FORMAT = wire.encode_node_request(wire.FormatDrive("/x", b"d" * 16))
 
 
@@ -163,14 +166,14 @@ def test_newer_grants_keep_an_open_connection_writing_and_an_ended_session_loses
             await way.request(Service.NODE, PING)
             client.grant = world.authority.grant(held, session=8)
             await client.present()
-            await way.request(Service.NODE, PUT)
+            await way.request(Service.NODE, PUT_OF_8)
             news = messages.encode(messages.Learn(world.authority.revocations(0, sessions=(8,))))
             leader = await metadata.dial(rest(server))
             await leader.request(Service.IDENTITY, news)
             with pytest.raises((Refused, Unavailable), match="has ended"):
-                await way.request(Service.NODE, PUT)
+                await way.request(Service.NODE, PUT_OF_8)
             client.grant = world.authority.grant(held, session=9)
-            await way.request(Service.NODE, PUT)
+            await way.request(Service.NODE, PUT_OF_9)
             await way.aclose()
             await leader.aclose()
 

@@ -27,7 +27,9 @@ from trivium.metadata import rights
 from trivium.metadata.messages import Admin, Call, MetadataError
 
 READ = wire.encode_node_request(wire.ReadShard(b"d" * 16, ChunkId(1, 1), 0, 0, 1))
-PUT = wire.encode_node_request(wire.PutShards((wire.PutShard(b"d" * 16, ChunkId(1, 1), 0, 4096),)))
+PUT = wire.encode_node_request(wire.PutShards((wire.PutShard(b"d" * 16, ChunkId(7, 1), 0, 4096),)))
+
+VOLUME_LOG = wire.LogHead(b"s" * 16, 2, b"o" * 16, 7, 0, 1, b"h" * 16)
 
 
 def refused(reason: Reason):  # type: ignore[no-untyped-def]
@@ -224,6 +226,12 @@ def test_a_client_cannot_heal_or_take_the_reserve() -> None:
     ):
         with refused(Reason.MISSING_RIGHT):
             access.allow_node(wire.encode_node_request(wire.PutShards((put,))))
+    for head, reserve_class in ((wire.LogHead(b"s" * 16, 1, b"o" * 16, 7, 0, 1, b"h" * 16), 1), (VOLUME_LOG, 3)):
+        with refused(Reason.MISSING_RIGHT):
+            access.allow_node(wire.encode_node_request(wire.CreateLog(b"d" * 16, head, 1 << 20, reserve_class)))
+    access.allow_node(wire.encode_node_request(wire.CreateLog(b"d" * 16, VOLUME_LOG, 1 << 20, 1)))
+    with pytest.raises(Unavailable, match="of another one"):
+        access.allow_node(wire.encode_node_request(wire.PutShards((wire.PutShard(b"d" * 16, ChunkId(8, 1), 0, 4096),))))
     with refused(Reason.MALFORMED):
         access.allow_node(msgspec.msgpack.encode(["put", 5]))
 

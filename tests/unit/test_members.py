@@ -242,7 +242,8 @@ class World:
         return Reply(b"")
 
 
-PUT = wire.encode_node_request(wire.PutShards((wire.PutShard(b"d" * 16, ChunkId(1, 1), 0, 4096),)))
+def put(session: int) -> bytes:
+    return wire.encode_node_request(wire.PutShards((wire.PutShard(b"d" * 16, ChunkId(session, 1), 0, 4096),)))
 
 
 def member_of(authority: Authority, right: Right = Right.READ | Right.WRITE, pools: tuple[int, ...] = (1,)) -> Member:
@@ -265,23 +266,23 @@ def test_a_session_with_a_key_gets_grants_that_a_node_takes_until_it_ends() -> N
 
             async with memory_client(connect) as session:
                 await session.call(Create(ROOT_INO, b"file", 0o100644))
-                first = session.grant
+                first, number = session.grant, session.session
                 assert first
                 world.trust.in_touch = True
                 node = hello.Admission(world.trust, needs_grant=True)
                 way = Keyed(nodes, node, client, first)
                 closed: list[str] = []
                 world.connections.enter(way.access, closed.append)
-                await way.request(Service.NODE, PUT)
+                await way.request(Service.NODE, put(number))
                 await trio.sleep(120)  # heartbeats renew it
                 assert session.grant != first
                 way.access.renew(session.grant)
-                await way.request(Service.NODE, PUT)
+                await way.request(Service.NODE, put(number))
                 assert len(world.served) == 2
                 await server.end_session(session.session, "the operator said so")
                 assert len(closed) == 1 and "has ended" in closed[0]
                 with pytest.raises(wire.ERRORS[9], match="ended"):
-                    await way.request(Service.NODE, PUT)
+                    await way.request(Service.NODE, put(number))
             nursery.cancel_scope.cancel()
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))

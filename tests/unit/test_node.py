@@ -9,13 +9,18 @@ import pytest
 import trio
 
 from tests.fakes.cluster import CLUSTER, PEER, FakeNodes, node_id, real_nodes, sim_nodes
+from tests.fakes.identities import Authority
 from tests.fakes.shards import shard_file
 from trivium.cluster import logfile, wire
 from trivium.cluster.clock import InlineExecutor, ThreadExecutor
-from trivium.cluster.errors import ClusterError, Refused, Unavailable
+from trivium.cluster.errors import ClusterError, NotFound, Refused, Unavailable
+from trivium.cluster.identity.access import ATTRIBUTE, Access
 from trivium.cluster.logfile import LogRecord
-from trivium.cluster.model import ChunkId
+from trivium.cluster.model import ChunkId, ChunkKind, Piece
 from trivium.cluster.node import Node
+from trivium.cluster.shardfile import CODECS, ShardSpec, build_header
+from trivium.cluster.store.shards import shard_name
+from trivium.cluster.transport.interface import Peer
 from trivium.cluster.wire import Service
 
 CHUNK = ChunkId(7, 1)
@@ -167,3 +172,82 @@ def test_executors_run_lists_and_raise_the_first_error_after_all(executor: Threa
 
     for _ in range(2):
         trio.run(main)
+
+
+def test_a_client_from_elsewhere_reads_no_dump_and_no_metadata_log_and_moves_no_good_shard_aside() -> None:
+    authority = Authority(CLUSTER)
+    trust = authority.trust()
+    client = Peer("quic:far", local=False, attributes={ATTRIBUTE: Access(trust, authority.member().certificate)})
+    leader = Peer("quic:lead", local=False, attributes={ATTRIBUTE: Access(trust, authority.metadata.certificate)})
+
+    async def main() -> None:
+        async with sim_nodes(1) as nodes:
+            (drive,), (node,) = nodes.drives, nodes.nodes.values()
+
+            async def say(peer: Peer, request: wire.NodeRequest, payload: bytes = b"") -> wire.NodeAnswer:
+                reply = await node.handle(peer, Service.NODE, wire.encode_node_request(request), memoryview(payload))
+                return wire.decode_node_answer(reply.body)
+
+            async def one(peer: Peer, request: wire.NodeRequest, payload: bytes = b"") -> ClusterError | None:
+                answer = await say(peer, request, payload)
+                assert isinstance(answer, wire.Outcomes)
+                return answer.outcomes[0].error()
+
+            body = bytes(20480)
+            for counter, kind in ((1, ChunkKind.DATA), (2, ChunkKind.DUMP)):
+                chunk = ChunkId(7, counter)
+                piece = Piece(bytes(16), 0, 81920, 1, 0)
+                spec = ShardSpec(CLUSTER, chunk, b"n" * 16, 4, 2, CODECS[1], kind, 81920, 20480, (piece,))
+                data = build_header(spec, 0, body) + body
+                assert await one(leader, wire.PutShards((wire.PutShard(drive, chunk, 0, len(data)),)), data) is None
+            for first, with_header in ((0, True), (0, False), (1, True), (1, False)):
+                await say(client, wire.ReadShard(drive, ChunkId(7, 1), 0, first, 1, with_header))
+                await say(leader, wire.ReadShard(drive, ChunkId(7, 2), 0, first, 1, with_header))
+                with pytest.raises(Refused, match="metadata dump"):
+                    await say(client, wire.ReadShard(drive, ChunkId(7, 2), 0, first, 1, with_header))
+            error = await one(client, wire.Quarantine(drive, ChunkId(7, 1), 0))
+            assert isinstance(error, Refused) and "intact" in str(error)
+            await say(client, wire.ReadShard(drive, ChunkId(7, 1), 0, 0, 1))
+            assert await one(leader, wire.Quarantine(drive, ChunkId(7, 1), 0)) is None
+
+            for kind in (wire.METADATA_LOG, 2):
+                segment = bytes([kind]) * 16
+                head = wire.LogHead(segment, kind, bytes(16), 0, 0, 1, bytes(16))
+                await say(leader, wire.CreateLog(drive, head, 1 << 16))
+                linked, _ = logfile.chained([LogRecord(0, 1, 1, 0, 0, b"", b"x")], 1, bytes(16))
+                data = logfile.encode_append(linked, segment)
+                append = wire.AppendLogs((wire.AppendLog(drive, segment, 1, len(data)),))
+                requests = (wire.StatLog(drive, segment), wire.ReadLog(drive, segment, 1), wire.SealLog(drive, segment))
+                if kind == wire.METADATA_LOG:
+                    assert isinstance(await one(client, append, data), Refused)
+                    for request in requests:
+                        with pytest.raises(Refused, match="metadata log"):
+                            await say(client, request)
+                for peer in (leader,) if kind == wire.METADATA_LOG else (client,):
+                    assert await one(peer, append, data) is None
+                    for request in requests:
+                        assert isinstance(await say(peer, request), wire.LogState)
+
+    trio.run(main)
+
+
+def test_a_client_from_elsewhere_moves_a_bad_shard_aside() -> None:
+    authority = Authority(CLUSTER)
+    access = Access(authority.trust(), authority.member().certificate)
+    client = Peer("quic:far", local=False, attributes={ATTRIBUTE: access})
+
+    async def main() -> None:
+        async with sim_nodes(1) as nodes:
+            (drive,), (node,) = nodes.drives, nodes.nodes.values()
+            data = shard_file(CHUNK, 0)
+            await nodes.call(drive, wire.PutShards((wire.PutShard(drive, CHUNK, 0, len(data)),)), data)
+            store = nodes.store(drive)
+            fd = store.shards._files.open(store.shards._chunks, shard_name(CHUNK, 0), write=True)
+            store.shards._files.write(fd, (memoryview(b"rot"),), 8192)
+            request = wire.encode_node_request(wire.Quarantine(drive, CHUNK, 0))
+            reply = await node.handle(client, Service.NODE, request, memoryview(b""))
+            assert wire.decode_node_answer(reply.body) == wire.Outcomes((wire.OK,))
+            with pytest.raises(NotFound):
+                await nodes.call(drive, wire.ReadShard(drive, CHUNK, 0, 0, 1))
+
+    trio.run(main)
