@@ -172,6 +172,18 @@ class DataDir:
         if self.read() is None and self.path.exists() and (left := self.foreign_entries()):
             raise CommandError(f"{self.path} is not empty ({left[0]}) and holds no pool: choose an empty --data.")
 
+    @property
+    def is_nodes(self) -> bool:
+        """A node runs or ran here."""
+        return (self.run / "node.lock").exists()
+
+    def refuse_node(self) -> None:
+        """CommandError where a node's drives are: they belong to the pool that it joined, not to us."""
+        if self.is_nodes:
+            raise CommandError(
+                f"{self.path} is a node's: start it with `trivium node --data {self.path}`, or choose another --data."
+            )
+
     def foreign_entries(self) -> list[str]:
         """What is in the directory that a first start did not make (an interrupted start leaves its own behind), but
         for empty directories of drives/: disks are mounted there before the first start."""

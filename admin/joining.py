@@ -43,7 +43,7 @@ HELLO, JOIN = "node_hello", "node_join"
 
 
 class Joiner(msgspec.Struct, frozen=True):
-    """What a node says of itself."""
+    """What a node says of itself. Without a name or a domain it keeps those that it has."""
 
     node: bytes
     name: str
@@ -51,6 +51,7 @@ class Joiner(msgspec.Struct, frozen=True):
     domain: str
     public_key: bytes = b""  # that its connection was let in with; by the Unix socket: that it says it has
     local: bool = False  # it came by the Unix socket (the door says so, not the joiner)
+    host: str = "node"  # what to call it, when nobody has said
 
 
 def key_of(joiner: Joiner, old: NodeRow | None, revoked: Container[bytes] = ()) -> bytes:
@@ -73,6 +74,15 @@ def key_of(joiner: Joiner, old: NodeRow | None, revoked: Container[bytes] = ()) 
             f"it (trivium cluster revoke {member_id(key).hex()[:12]})",
         )
     return key or said
+
+
+def settled(joiner: Joiner, cluster_map: ClusterMap) -> Joiner:
+    """With the name and the domain that the node has from now on."""
+    old = _row_of(cluster_map, joiner.node)
+    name = joiner.name or (old.name if old is not None else joiner.host)
+    domains = [row.domain for row in cluster_map.drives if row.node == joiner.node and row.reason != "removed"]
+    domain = joiner.domain or next(iter(domains), f"default/{name}")
+    return msgspec.structs.replace(joiner, name=name, domain=domain)
 
 
 def _dialled(joiner: Joiner, addresses: Iterable[str]) -> list[str]:
@@ -156,9 +166,9 @@ class Joining:
         return {"cluster": self._leader.substrate.cluster.hex()}
 
     async def join(self, arguments: dict[str, Any]) -> Any:
-        joiner = msgspec.convert(arguments, Joiner)
         leader, substrate = self._leader, self._leader.substrate
         async with self._lock:
+            joiner = settled(msgspec.convert(arguments, Joiner), leader.server.map)
             if joiner.node == substrate.node_id:
                 raise MetadataError("EEXIST", "this is the metadata server's own node: choose another --data")
             revoked, old = leader.identity.trust.revoked, _row_of(leader.server.map, joiner.node)
@@ -226,8 +236,8 @@ class Gathering:
         return {"cluster": self._cluster.hex()}
 
     async def join(self, arguments: dict[str, Any]) -> Any:
-        joiner = msgspec.convert(arguments, Joiner)
         async with self._lock:
+            joiner = settled(msgspec.convert(arguments, Joiner), self.map(()))
             old = self._joined[joiner.node][0] if joiner.node in self._joined else None
             key = key_of(joiner, old)
             report = await ask_back(self._dialer, joiner, key)

@@ -65,6 +65,8 @@ class Reach:
         if parts and all(_ADDRESS.fullmatch(part) for part in parts) and not os.path.isdir(text):
             addresses = tuple(str(QuicAddress.parse("quic:" + part.removeprefix("quic:"))) for part in parts)
             return cls(default, addresses, key)
+        if text and not os.path.isdir(text) and (key is not None or os.path.exists(text)):
+            raise Refused(f"{text} is no directory, and the address of a metadata server is HOST:PORT")
         return cls(Path(os.path.abspath(text)) if text else default, (), key)
 
     @property
@@ -82,7 +84,8 @@ class Reach:
     def key_file(self) -> Path | None:
         if self.identity is not None:
             return self.identity
-        return next((path for name in KEY_FILES if (path := self.directory / "keys" / name).exists()), None)
+        names = KEY_FILES[:1] if (self.directory / "metadata").exists() else KEY_FILES  # a server's is not for commands
+        return next((path for name in names if (path := self.directory / "keys" / name).exists()), None)
 
     @property
     def there(self) -> bool:

@@ -77,6 +77,7 @@ async def serve_metadata(options: MetadataOptions, ready: Ready) -> int:
 def _take_directory(options: MetadataOptions) -> tuple[ClusterFile, LifeLock]:
     data = options.data
     data.refuse_foreign()
+    data.refuse_node()
     data.metadata.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
         lock = LifeLock(data.metadata / "lock", str(data.path))

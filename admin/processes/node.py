@@ -94,7 +94,7 @@ async def serve_node(options: NodeOptions, ready: Ready) -> int:
     """Serve until told to stop."""
     logs.configure(options.log_format, options.log_level)
     data = options.data
-    if data.metadata.exists():
+    if data.metadata.exists() and not data.is_nodes:
         raise CommandError(
             f"{data.path} holds a metadata server: what runs there serves its drives, too. Choose another --data."
         )
@@ -252,9 +252,10 @@ async def _join(
     """Say where this node is. Drives that lie elsewhere than in DIR/drives are known only to the map: open them too."""
     said = {
         "node": node.node_id,
-        "name": options.called,
+        "name": options.name,
+        "host": options.called,
         "addresses": addresses,
-        "domain": options.domain or f"default/{options.called}",
+        "domain": options.domain,
         "public_key": own.key.public.raw if own is not None else b"",  # by the Unix socket there is nobody else to say
     }
     while (answer := await _until_answered(options, joining.JOIN, said))["forming"]:

@@ -127,6 +127,7 @@ def _take_directory(options: UpOptions) -> tuple[ClusterFile, LifeLock]:
     """Lock the data directory, begin a new pool in it when there is none. CommandError says why it is refused."""
     data = options.data
     data.refuse_foreign()
+    data.refuse_node()
     data.metadata.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
         lock = LifeLock(data.metadata / "lock", str(data.path))

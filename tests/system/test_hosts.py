@@ -157,7 +157,7 @@ def add_a_host(cluster: Cluster, shelf: Shelf, load: Load) -> None:
     status = cluster.status()
     assert_consistent(status)
     shelf.verify()
-    assert all(states(status, "drives")[name] == "up" for name in drives_of(status, "h3"))  # something is on them
+    assert all(states(status, "drives")[name] in ("up", "new") for name in drives_of(status, "h3"))
 
 
 def drain_a_host(cluster: Cluster, shelf: Shelf, load: Load) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import trio
 
-from trivium.admin.joining import Gathering, Joiner, ask_back, key_of, refuse_second
+from trivium.admin.joining import Gathering, Joiner, ask_back, key_of, refuse_second, settled
 from trivium.cluster.errors import Refused, Unavailable
 from trivium.cluster.identity.keys import member_id
-from trivium.cluster.model import NodeRow
+from trivium.cluster.model import ClusterMap, DriveRow, NodeRow
 from trivium.cluster.transport.dial import Dialer
 from trivium.cluster.transport.interface import Connection, Peer, Reply
 from trivium.cluster.transport.memory import MemoryServer
@@ -52,6 +52,17 @@ class Hosts:
 
 def joiner(*addresses: str, key: bytes = KEY, local: bool = False) -> Joiner:
     return Joiner(NODE, "h2", list(addresses), "r/h2", key, local)
+
+
+def test_a_node_that_says_no_name_and_no_domain_keeps_its_own() -> None:
+    row = DriveRow(b"d" * 16, "d0", NODE, "rack1/h2", 1.0, "", "/d0", 1 << 40, 1)
+    known = ClusterMap(1, (row,), (NodeRow(NODE, "h2", ()),), ())
+    silent = Joiner(NODE, "", [], "", host="vm")
+    assert (settled(silent, known).name, settled(silent, known).domain) == ("h2", "rack1/h2")
+    fresh = settled(silent, ClusterMap(1, (), (), ()))
+    assert (fresh.name, fresh.domain) == ("vm", "default/vm")
+    moved = settled(Joiner(NODE, "", [], "rack9/h2", host="vm"), known)
+    assert (moved.name, moved.domain) == ("h2", "rack9/h2")
 
 
 def test_the_key_of_a_node_stays_its_own() -> None:

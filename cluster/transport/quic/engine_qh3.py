@@ -148,7 +148,11 @@ class Qh3Engine:
         return self._quic._open_stream()
 
     def write(self, stream: int, data: memoryview, fin: bool) -> None:
-        self._quic.send_stream_data(stream, data, fin)
+        try:
+            self._quic.send_stream_data(stream, data, fin)
+        except ValueError as error:
+            if "RESET_STREAM" not in str(error):  # the peer has told to stop: nobody wants the rest
+                raise
 
     def reset(self, stream: int, code: int) -> None:
         with suppress(QuicConnectionError):  # the stream is over
