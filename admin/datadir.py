@@ -190,7 +190,7 @@ class DataDir:
         ours = {"cluster.new", "keys", "metadata", "run", "drives", "lost+found"}
         found = sorted(set(os.listdir(self.path)) - ours)
         mounted = sorted(self.drives.iterdir()) if self.drives.is_dir() else []
-        return found + [f"drives/{path.name}" for path in mounted if not is_empty(path)]
+        return found + [f"drives/{path.name}" for path in mounted if path.name != "lost+found" and not is_empty(path)]
 
 
 def is_empty(path: Path) -> bool:

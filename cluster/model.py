@@ -206,6 +206,7 @@ class Leader(msgspec.Struct, frozen=True, array_like=True):
     boot_id: str
     released: bool = False
     holder: bytes = b""  # the data directory that it leads from: who holds that one's lock knows that it is dead
+    lock: str = ""  # which file that lock is on (device:inode): a copy of the directory has another
 
 
 class Root(msgspec.Struct, frozen=True, array_like=True):

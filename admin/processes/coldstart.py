@@ -119,7 +119,10 @@ def proved_dead(root: Root, me: Leader, own: Iterable[bytes], lately_s: float | 
         return True
     if not last.holder or last.holder != me.holder:
         return False
-    return last.boot_id == me.boot_id or lately_s is None  # after a reboot; a copied directory elsewhere is not proof
+    same_lock = last.lock == me.lock if last.lock else last.address == me.address
+    if last.boot_id == me.boot_id and same_lock:  # a copy of the directory, on this host or elsewhere, is no proof
+        return True
+    return lately_s is None  # after a reboot
 
 
 def newest_root(copies: Mapping[bytes, RootCopy]) -> Root | None:

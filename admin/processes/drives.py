@@ -85,7 +85,9 @@ def format_drives(
 
 def mounted(data: DataDir) -> set[str]:
     """The directories of drives/."""
-    return {path.name for path in data.drives.iterdir() if path.is_dir()} if data.drives.is_dir() else set()
+    if not data.drives.is_dir():
+        return set()
+    return {path.name for path in data.drives.iterdir() if path.is_dir() and path.name != "lost+found"}
 
 
 def _names(data: DataDir, made: dict[str, str], count: int | None, default: int) -> list[str]:

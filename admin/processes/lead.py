@@ -238,7 +238,7 @@ class Leader:
     async def _claim(self) -> None:
         substrate = self.substrate
         address = f"unix:{self.data.socket}"
-        me = LeaderRow(self.starter, address, _boot_id(), holder=substrate.node_id)
+        me = LeaderRow(self.starter, address, _boot_id(), holder=substrate.node_id, lock=_lock_of(self.data))
         if substrate.forming:
             most = max(pool.m for pool in substrate.map.pools)
             candidates = [(drive.id, drive.domain) for drive in substrate.map.drives]
@@ -444,6 +444,15 @@ def _end_session(tx: Tx, session: int) -> bool:
     """One transaction is enough: what does not fit goes in steps of the collector."""
     end_session(tx, session)
     return False
+
+
+def _lock_of(data: DataDir) -> str:
+    """Which file the lock of the directory is on, as Leader.lock has it."""
+    try:
+        found = os.stat(data.metadata / "lock")
+    except OSError:
+        return ""
+    return f"{found.st_dev}:{found.st_ino}"
 
 
 def _boot_id() -> str:

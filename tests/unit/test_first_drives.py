@@ -65,6 +65,7 @@ def test_empty_disks_that_are_mounted_are_the_drives(tmp_path: Path) -> None:
     data = DataDir(tmp_path)
     for name in ("sda", "sdb"):
         (data.drives / name / "lost+found").mkdir(parents=True)
+    (data.drives / "lost+found").mkdir(mode=0)
     data.refuse_foreign()
     assert set(make(begun(tmp_path))) == {"sda", "sdb"}
     assert set(json.loads((tmp_path / "cluster").read_text())["made"]) == {"sda", "sdb"}
