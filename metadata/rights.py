@@ -107,8 +107,8 @@ def check(
     owner: Callable[[int], bytes],
     pool_of: Callable[[int], int | None],
 ) -> None:
-    """MetadataError EACCES with the refusal's sentence. `pools`: those of the map; `owner`: member of a session
-    (b"": local or unknown); `pool_of`: of an open group."""
+    """MetadataError EACCES (SESSION_ENDED) with the refusal's sentence. `pools`: those of the map; `owner`: member of a
+    session (b"": local or unknown); `pool_of`: of an open group."""
     access = access_of(peer)
     if access is None:
         return
@@ -118,7 +118,8 @@ def check(
         else:
             _check(access, request, owner, pool_of)
     except NotAdmitted as error:
-        raise MetadataError("EACCES", str(error)) from None
+        ended = error.reason is Reason.SESSION_ENDED  # no matter of rights: who hears it begins anew
+        raise MetadataError(messages.SESSION_ENDED if ended else "EACCES", str(error)) from None
 
 
 def _check_hello(access: Access, pools: Iterable[int]) -> None:

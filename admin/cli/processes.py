@@ -88,8 +88,8 @@ def node(data: DataDir, directory: DataDir, **options: Any) -> None:
     on this one:                    trivium node --data /srv/trivium --drives 2 --join TOKEN
 
     At the first start it joins with new drives (on the metadata server's own host --connect DIR does without a token);
-    later starts need neither token nor metadata server, and keep name and domain. Its address may change: it says its present one at each start. Stops cleanly at SIGINT or
-    SIGTERM; kill -9 costs nothing that was answered.
+    later starts need neither token nor metadata server, and keep name and domain. Its address may change: it says its
+    present one at each start. Stops cleanly at SIGINT or SIGTERM; kill -9 costs nothing that was answered.
     """
     from trivium.admin.processes.node import NodeOptions, serve_node
 

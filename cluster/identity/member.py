@@ -35,6 +35,7 @@ from trivium.cluster.transport.quic.address import SCHEME
 from trivium.cluster.transport.quic.certificate import ServerCheck
 from trivium.cluster.wire import Service
 
+METADATA_KEEPALIVE_S, METADATA_SILENCE_S = 1.0, 3.0  # a session does not outlast a server that came back at once
 PRESENT_S = 5.0  # for one node to take a newer grant
 
 
@@ -79,7 +80,14 @@ class Member:
 
     def metadata(self, address: str) -> QuicConnection:
         """A way to the metadata server at `address` (quic:HOST:PORT)."""
-        return QuicConnection(address, self._believes(Role.METADATA), engine=self.engine, hello=self._hello())
+        return QuicConnection(
+            address,
+            self._believes(Role.METADATA),
+            engine=self.engine,
+            hello=self._hello(),
+            keepalive_s=METADATA_KEEPALIVE_S,
+            silence_s=METADATA_SILENCE_S,
+        )
 
     async def dial(self, rest: str, member: bytes = b"") -> Connection:
         """For a Dialer: a way to the node at HOST:PORT. `member`: whose key it has, when that is known."""

@@ -245,7 +245,7 @@ def test_a_node_whose_key_the_map_has_is_nobody_else() -> None:
         world = Cluster()
         _, client = world.member(Role.CLIENT)
         meant, other = (world.member(Role.NODE)[1] for _ in range(2))
-        async with serving(other) as (server, drives):
+        async with serving(world, other) as (server, drives):
             with pytest.raises(Refused, match="another member of the cluster answers there"):
                 await (await client.dial(rest(server), meant.certificate.member)).request(Service.NODE, PING)
             assert drives.served == 0
