@@ -182,6 +182,7 @@ def drain_a_host(cluster: Cluster, shelf: Shelf, load: Load) -> None:
     cluster.wait_for_status(lambda status: not drives_of(status, "h0"), "the host to be gone from status")
 
 
+@pytest.mark.skipif(not SOAK, reason="make soak-hosts")
 def test_a_host_is_lost_returns_another_joins_one_is_drained() -> None:
     """By Unix sockets, which know no hosts: the least that two busy cores can take. The rest is `make soak-hosts`."""
     with UnixHosts() as cluster:

@@ -32,9 +32,9 @@ from trivium.metadata.messages import Operation, Query, Request
 pytestmark = pytest.mark.skipif(bool(network.why_not()), reason=network.why_not())
 
 SOAK = int(os.environ.get("TRIVIUM_SOAK_HOSTS", "0") or 0)
-MALFORMED = 10_000 * (1 + 9 * bool(SOAK))
-CONNECTIONS = 100 * (1 + 9 * bool(SOAK))
-REQUESTS = 1000 * (1 + 9 * bool(SOAK))
+MALFORMED = 100_000 if SOAK else 2000
+CONNECTIONS = 1000 if SOAK else 30
+REQUESTS = 10_000 if SOAK else 300
 GROWTH_BYTES = 120 << 20
 
 
