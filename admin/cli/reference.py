@@ -14,12 +14,14 @@ from trivium.admin.cli import main
 
 
 def commands(group: click.Group, path: str = "trivium") -> Iterator[tuple[str, click.Command]]:
-    """Every command with its whole name, groups left out."""
+    """Every command with its whole name; of groups those that do something without a command."""
     context = click.Context(group)
     for name in group.list_commands(context):
         command = group.get_command(context, name)
         assert command is not None
         if isinstance(command, click.Group):
+            if command.invoke_without_command and command.help:
+                yield f"{path} {name}", command
             yield from commands(command, f"{path} {name}")
         else:
             yield f"{path} {name}", command
@@ -32,7 +34,8 @@ def render() -> str:
         "Exit statuses: 0 success, 1 failed, 2 wrong usage, 3 no pool answers, 4 something is missing on this machine, "
         "5 in use by another process, 6 damage was found.",
         "",
-        "`--connect DIR` (or `TRIVIUM_CONNECT`) names the pool's data directory; default: `~/.local/share/trivium`.",
+        "`--connect WHERE` (or `TRIVIUM_CONNECT`) names the pool: its data directory, or HOST:PORT of the metadata "
+        "server with `--identity FILE` (`TRIVIUM_IDENTITY`); default: `~/.local/share/trivium`.",
     ]
     for name, command in commands(main):
         arguments = " ".join(
